@@ -1,0 +1,1 @@
+//! What makes a clone itself: one file per concern.

@@ -1,0 +1,1 @@
+//! The kernel command line: one table of the keys that the agent knows.

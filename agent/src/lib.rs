@@ -1,0 +1,7 @@
+//! `ka-agent`: installs a node. As PID 1 of the initramfs it does so from power-on to reboot; elsewhere it is an ordinary
+//! program. `main` is thin; everything stands here so that tests can drive it.
+
+pub mod autoconfig;
+pub mod cmdline;
+pub mod disk;
+pub mod init;

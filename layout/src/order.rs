@@ -1,0 +1,187 @@
+//! What the server tells a node to become: everything about an installation but the stream itself. The control
+//! connection carries it as opaque bytes (postcard), so that the chain need not know it.
+
+use crate::model::Fs;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// An installation, as ordered by the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstallOrder {
+    /// The deployment's id.
+    pub deployment: String,
+    /// Who the node becomes.
+    pub node: Identity,
+    /// The layout file's text.
+    pub layout: String,
+    /// What is known of the golden node.
+    pub golden: Golden,
+    /// What autoconfig may do.
+    pub policy: Policy,
+    /// The operator's hooks, in the order in which they run.
+    pub hooks: Vec<Hook>,
+}
+
+/// Who a node becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its host name, perhaps with a domain.
+    pub name: String,
+    /// Its number in the deployment, from 1.
+    pub index: u32,
+    /// The MAC address by which it booted, `52:54:00:12:34:56`.
+    pub mac: Option<String>,
+    /// Its group in the nodes file.
+    pub group: Option<String>,
+}
+
+/// What is known of the golden node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Golden {
+    /// Its host name, as its tree has it.
+    pub hostname: String,
+    /// Its `/etc/os-release`, key by key, unquoted.
+    pub os_release: BTreeMap<String, String>,
+    /// Machine architecture as `uname -m` says.
+    pub arch: String,
+    /// The file systems that are sent or made anew, `/` first; empty when the tree is not that of a running machine.
+    pub filesystems: Vec<GoldenFs>,
+    /// Total bytes of content per mount path of the layout, for the check that it fits.
+    pub used: BTreeMap<String, Used>,
+}
+
+/// How much a tree below one mount path needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Bytes of file content, sparse holes not counted, each file rounded up to 4 KiB.
+    pub bytes: u64,
+    /// Files, directories, links and all else that takes an inode.
+    pub inodes: u64,
+}
+
+/// A file system or swap space of the golden node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoldenFs {
+    /// Where it is mounted; none for swap.
+    pub path: Option<String>,
+    /// Its kind.
+    pub fs: Fs,
+    /// The kernel's name of the device, `/dev/sda1`.
+    pub device: String,
+    /// Every other name by which udev knows the device: `/dev/disk/by-uuid/...`, `/dev/disk/by-id/...`.
+    pub aliases: Vec<String>,
+    /// The same for the whole disk that it lies on.
+    pub disk_aliases: Vec<String>,
+    /// UUID of the file system.
+    pub uuid: Option<String>,
+    /// Its label.
+    pub label: Option<String>,
+    /// GUID of the partition.
+    pub partuuid: Option<String>,
+    /// Name of the partition.
+    pub partlabel: Option<String>,
+}
+
+/// What autoconfig may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Pieces that are left out, by name.
+    pub skip: Vec<String>,
+    /// What happens to ssh host keys.
+    pub ssh_keys: SshKeys,
+    /// fstab lines that contain one of these words are dropped.
+    pub drop_fstab: Vec<String>,
+    /// The kernel is told this as well (appended where the clone's boot loader is configured).
+    pub efi_boot: EfiBoot,
+    /// Whether the initramfs is built anew on the node.
+    pub initramfs: Initramfs,
+}
+
+/// What happens to ssh host keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SshKeys {
+    /// New ones are made on each node.
+    #[default]
+    Generate,
+    /// The golden node's are kept.
+    Keep,
+}
+
+/// Where the clone's entry goes in the firmware's boot order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EfiBoot {
+    /// The clone's disk first.
+    #[default]
+    DiskFirst,
+    /// The network stays first; the boot service sends the node to its disk.
+    PxeFirst,
+}
+
+/// Whether the initramfs is built anew on the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Initramfs {
+    /// When a driver that the node's disk needs is missing from it, or something that it has baked in changed.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A program of the operator, run on each node after autoconfig.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Its file name in `hooks.d/`; hooks run in the order of these.
+    pub name: String,
+    /// The program: an ELF file, or a script with `#!`.
+    pub program: Vec<u8>,
+    /// Whether it runs inside the target root (chroot) or in the initramfs.
+    pub place: HookPlace,
+}
+
+/// Where a hook runs. Named by the end of the file name: `50-name.host` runs in the initramfs, all else in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookPlace {
+    /// Inside the target root.
+    Target,
+    /// In the initramfs, with `KA_TARGET` naming the target root.
+    Host,
+}
+
+/// How a node's firmware booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Firmware {
+    /// BIOS, or UEFI in compatibility mode.
+    Bios,
+    /// UEFI.
+    Uefi,
+}
+
+/// A file system or swap space that was made on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The partition's device, as the kernel names it: `/dev/nvme0n1p2`.
+    pub device: String,
+    /// The whole disk: `/dev/nvme0n1`.
+    pub disk: String,
+    /// The partition's number.
+    pub number: u32,
+    /// The partition's type, as in the layout (`esp`, `linux`, ...).
+    pub kind: String,
+    /// The kind of file system, if one was made (a bios-boot partition has none).
+    pub fs: Option<Fs>,
+    /// UUID of the file system as blkid prints it (vfat: `ABCD-1234`).
+    pub uuid: Option<String>,
+    /// Label of the file system.
+    pub label: Option<String>,
+    /// GUID of the partition (on MBR the kernel's `disk signature-number` form).
+    pub partuuid: Option<String>,
+    /// Name of the partition.
+    pub partlabel: Option<String>,
+    /// Where the clone mounts it.
+    pub mount: Option<crate::model::Mount>,
+}

@@ -1,0 +1,4 @@
+//! `ka-server`: runs on the golden node and feeds the chain. `main` is thin; everything stands here so that tests can
+//! drive it.
+
+pub mod boot;

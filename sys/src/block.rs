@@ -1,0 +1,1 @@
+//! Block device ioctls: sizes, sector sizes, partitions by hand (BLKPG), locks.

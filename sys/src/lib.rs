@@ -1,0 +1,10 @@
+//! The only crate of Ka with `unsafe`: ioctls, signals, mounts, modules, network sockets that rustix and nix do not wrap
+//! safely. Each file is one kernel interface; each `unsafe` block says why it is sound.
+
+pub mod block;
+pub mod modules;
+pub mod mount;
+pub mod net;
+pub mod power;
+pub mod process;
+pub mod signals;

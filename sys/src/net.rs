@@ -1,0 +1,1 @@
+//! Network links, addresses, routes and raw sockets.

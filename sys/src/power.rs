@@ -1,0 +1,1 @@
+//! Reboot, power off, ctrl-alt-del.

@@ -1,0 +1,1 @@
+//! Signals as values: a termination flag that loops can poll.
