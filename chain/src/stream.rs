@@ -1,0 +1,216 @@
+//! The stream as its reader sees it: named parts one after the other, each a run of bytes, then a checked end record.
+//! There is no success without that record: a stream that merely stops is an error.
+
+use crate::buffer::{Buffer, Pool};
+use crate::chunk::{Kind, Sealed};
+use crate::seal::Seal;
+use crate::window::Cursor;
+use crate::{CHUNK, Error};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read};
+use std::sync::Arc;
+
+/// What a part holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PartKind {
+    /// A tar stream of the golden tree.
+    Tar,
+    /// The blocks of a partition.
+    Raw,
+}
+
+/// The beginning of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// What it is a copy of: `/` for the tree, a partition's name for blocks.
+    pub name: String,
+    /// What it holds.
+    pub kind: PartKind,
+}
+
+/// The end record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndRecord {
+    /// Parts sent.
+    pub parts: u32,
+    /// Chunks before the one that holds this record.
+    pub chunks: u64,
+    /// Plain bytes of all data chunks.
+    pub bytes: u64,
+    /// BLAKE3 over header and GCM tag of every chunk before this one: it stands for the whole stream.
+    pub digest: [u8; 32],
+}
+
+/// What both ends count, so that they can compare it at the end.
+#[derive(Debug, Default)]
+pub struct Tally {
+    parts: u32,
+    chunks: u64,
+    bytes: u64,
+    digest: blake3::Hasher,
+}
+
+impl Tally {
+    /// Counts one chunk (not the one with the end record).
+    pub fn add(&mut self, chunk: &Sealed) {
+        self.parts += u32::from(chunk.header.kind == Kind::Part);
+        self.chunks += 1;
+        if chunk.header.kind == Kind::Data {
+            self.bytes += u64::from(chunk.header.plain);
+        }
+        self.digest.update(&chunk.header.to_bytes());
+        self.digest.update(chunk.tag());
+    }
+
+    /// The record that a stream of just these chunks ends with.
+    #[must_use]
+    pub fn record(&self) -> EndRecord {
+        let digest = *self.digest.finalize().as_bytes();
+        EndRecord { parts: self.parts, chunks: self.chunks, bytes: self.bytes, digest }
+    }
+}
+
+/// Reads an end record and compares it with what was counted.
+///
+/// # Errors
+/// [`Error::End`] with both sides' figures.
+pub fn check_end(bytes: &[u8], tally: &Tally) -> Result<EndRecord, Error> {
+    let said: EndRecord =
+        postcard::from_bytes(bytes).map_err(|e| Error::Malformed(format!("reading the end record: {e}")))?;
+    let seen = tally.record();
+    if said == seen {
+        return Ok(said);
+    }
+    Err(Error::End(format!(
+        "it says {} parts, {} chunks, {} bytes; seen were {}, {}, {}{}",
+        said.parts,
+        said.chunks,
+        said.bytes,
+        seen.parts,
+        seen.chunks,
+        seen.bytes,
+        if said.digest == seen.digest { "" } else { "; the digests differ" }
+    )))
+}
+
+/// The local consumer's side of a node: parts and their bytes, decompressed.
+pub struct StreamReader {
+    cursor: Cursor,
+    seal: Arc<Seal>,
+    pool: Pool,
+    decompressor: zstd::bulk::Decompressor<'static>,
+    /// Plain bytes of the current data chunk, read up to `at`.
+    plain: Vec<u8>,
+    at: usize,
+    /// A part that began while the one before it was being read.
+    pending: Option<Part>,
+    bytes: u64,
+    ended: bool,
+}
+
+impl std::fmt::Debug for StreamReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamReader")
+            .field("bytes", &self.bytes)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StreamReader {
+    /// A reader over what `cursor` gives.
+    ///
+    /// # Errors
+    /// When zstd cannot be set up.
+    pub fn new(cursor: Cursor, seal: Arc<Seal>, pool: Pool) -> Result<Self, Error> {
+        let decompressor = zstd::bulk::Decompressor::new().map_err(Error::io("setting up zstd"))?;
+        Ok(Self {
+            cursor,
+            seal,
+            pool,
+            decompressor,
+            plain: Vec::with_capacity(CHUNK),
+            at: 0,
+            pending: None,
+            bytes: 0,
+            ended: false,
+        })
+    }
+
+    /// Goes to the next part, over what is left of this one. `None` at the end of the stream, after the end record.
+    ///
+    /// # Errors
+    /// When the stream broke off or was given up.
+    pub fn next_part(&mut self) -> Result<Option<Part>, Error> {
+        while self.pending.is_none() && self.fill()? {}
+        self.plain.clear();
+        self.at = 0;
+        Ok(self.pending.take())
+    }
+
+    /// Plain bytes read so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gets the next data chunk; false at the end of the part.
+    fn fill(&mut self) -> Result<bool, Error> {
+        if self.pending.is_some() || self.ended {
+            return Ok(false);
+        }
+        let Some((sealed, opened)) = self.cursor.next_opened()? else {
+            return Err(Error::Cut(self.bytes / CHUNK as u64, "no end record".to_owned()));
+        };
+        let payload: Buffer = match opened {
+            Some(opened) => opened,
+            None => self.seal.open(&sealed, &self.pool)?,
+        };
+        match sealed.header.kind {
+            Kind::Data => {
+                let plain = sealed.header.plain as usize;
+                self.plain.clear();
+                self.at = 0;
+                if sealed.header.compressed {
+                    self.decompressor
+                        .decompress_to_buffer(&payload, &mut self.plain)
+                        .map_err(Error::io(format!("decompressing chunk {}", sealed.header.number)))?;
+                } else {
+                    self.plain.extend_from_slice(&payload);
+                }
+                if self.plain.len() != plain {
+                    let text =
+                        format!("chunk {} has {} bytes, not {plain}", sealed.header.number, self.plain.len());
+                    return Err(Error::Malformed(text));
+                }
+                self.bytes += plain as u64;
+                Ok(true)
+            }
+            Kind::Part => {
+                let part = postcard::from_bytes(&payload)
+                    .map_err(|e| Error::Malformed(format!("reading the beginning of a part: {e}")))?;
+                self.pending = Some(part);
+                Ok(false)
+            }
+            Kind::End => {
+                self.ended = true;
+                Ok(false)
+            }
+            Kind::GivenUp => Err(Error::GivenUp(String::from_utf8_lossy(&payload).into_owned())),
+        }
+    }
+}
+
+impl Read for StreamReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.plain.len() {
+            if out.is_empty() || !self.fill()? {
+                return Ok(0);
+            }
+        }
+        let n = out.len().min(self.plain.len() - self.at);
+        out[..n].copy_from_slice(&self.plain[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
