@@ -1,4 +1,17 @@
-//! The layout file: what it says ([`model`]), what an installation is ordered to do ([`order`]).
+//! The layout file: what it says ([`model`]), whether it makes sense ([`check`]), where its partitions come to lie on a
+//! disk of a given size ([`fit`]), how it is read ([`parse`]) and written ([`write`]), and how one is taken from a running
+//! machine (`capture`). What an installation is ordered to do stands in [`order`].
 
+pub mod check;
+pub mod fit;
+pub mod glob;
 pub mod model;
 pub mod order;
+pub mod parse;
+pub mod size;
+pub mod types;
+pub mod write;
+
+pub use fit::{Extent, FitError, Fitted, Geometry, fit};
+pub use parse::{ParseError, parse};
+pub use write::to_toml;

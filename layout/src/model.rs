@@ -30,6 +30,9 @@ pub struct DiskRule {
     pub pick: Pick,
     /// The kind of partition table.
     pub table: TableKind,
+    /// The GUID of the table (GPT), or its signature as eight hex digits (MBR); a new one when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
 }
 
 /// Conditions on a disk; all that are given must hold.
@@ -100,6 +103,12 @@ pub struct Partition {
     pub kind: String,
     /// `512M`, `4G-20G`, `10%` or `fill`.
     pub size: String,
+    /// Where it begins on the disk, `1M`; right behind the one before when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<String>,
+    /// Its share of what is left over, compared with the other ranges and `fill`s; 1 when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
     /// Its name in the table (GPT only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -179,4 +188,32 @@ pub struct Mount {
     /// Mount options, as in fstab; `defaults` when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<String>,
+}
+
+impl Layout {
+    /// The index of the disk on which a partition lies: by name, or the only one when it names none.
+    #[must_use]
+    pub fn disk_of(&self, partition: &Partition) -> Option<usize> {
+        match &partition.disk {
+            Some(name) => self.disks.iter().position(|d| d.name == *name),
+            None => (self.disks.len() == 1).then_some(0),
+        }
+    }
+
+    /// The partitions of one disk in the order in which they lie on it, with their indices in `partitions`.
+    pub fn partitions_of(&self, disk: usize) -> impl Iterator<Item = (usize, &Partition)> {
+        self.partitions.iter().enumerate().filter(move |(_, p)| self.disk_of(p) == Some(disk))
+    }
+
+    /// The `[[partition]]` at `index` as messages call it: `[[partition]] #2 (/boot)`.
+    #[must_use]
+    pub fn partition_text(&self, index: usize) -> String {
+        let what = self.partitions.get(index).map(|p| match (&p.mount, &p.name, &p.format) {
+            (Some(mount), ..) => mount.path.clone(),
+            (_, Some(name), _) => name.clone(),
+            (_, _, Some(format)) => format.fs.name().to_owned(),
+            _ => p.kind.clone(),
+        });
+        format!("[[partition]] #{} ({})", index + 1, what.unwrap_or_default())
+    }
 }

@@ -1,0 +1,627 @@
+//! From a layout and the size of a disk to the first and last sector of every partition. Pure: nothing is read or
+//! written. Partitions begin and end on 1 MiB boundaries, lie in the layout's order, never overlap and leave room for both
+//! copies of a GPT; logical partitions have 1 MiB before them for their EBR.
+
+use crate::model::{Layout, Partition, TableKind};
+use crate::size::{MIB, Size, exact_text};
+use ka_cli::units::show_size;
+
+/// What must be known of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its logical sector size in bytes, 512 or 4096.
+    pub sector: u32,
+}
+
+/// Where one partition lies, in logical sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Its index in the layout's `partitions`.
+    pub index: usize,
+    /// Its number.
+    pub number: u32,
+    /// Its first sector.
+    pub first: u64,
+    /// Its last sector.
+    pub last: u64,
+}
+
+impl Extent {
+    /// Its length in bytes.
+    #[must_use]
+    pub const fn bytes(&self, sector: u32) -> u64 {
+        (self.last + 1 - self.first) * sector as u64
+    }
+}
+
+/// The extended partition of an MBR, in logical sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extended {
+    /// Its number, 1 to 4.
+    pub number: u32,
+    /// Its first sector, that of the first EBR.
+    pub first: u64,
+    /// Its last sector, that of the last logical partition.
+    pub last: u64,
+}
+
+/// A layout fitted to a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fitted {
+    /// The kind of table.
+    pub table: TableKind,
+    /// The disk.
+    pub geometry: Geometry,
+    /// The partitions in the order in which they lie on the disk.
+    pub extents: Vec<Extent>,
+    /// The extended partition, where there are logical ones.
+    pub extended: Option<Extended>,
+}
+
+impl Fitted {
+    /// The sector of the EBR that describes a logical partition: 1 MiB before it.
+    #[must_use]
+    pub fn ebr_of(&self, logical: &Extent) -> u64 {
+        logical.first - MIB / u64::from(self.geometry.sector)
+    }
+}
+
+/// Why a layout does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FitError {
+    /// The layout says something that no disk can satisfy.
+    #[error("{0}")]
+    Layout(String),
+    /// The sector size is neither 512 nor 4096.
+    #[error("disk `{disk}` has sectors of {sector} bytes; 512 and 4096 are supported")]
+    Sector {
+        /// The disk's name in the layout.
+        disk: String,
+        /// Its sector size.
+        sector: u32,
+    },
+    /// More sectors than an MBR can address.
+    #[error("disk `{disk}` has {}, more than the {} that a table of kind mbr can address: use gpt", show_size(*has), show_size(*limit))]
+    MbrLimit {
+        /// The disk's name in the layout.
+        disk: String,
+        /// Its size in bytes.
+        has: u64,
+        /// What an MBR can address with its sectors.
+        limit: u64,
+    },
+    /// The disk is too small.
+    #[error("disk `{disk}` is too small: it has {}, the layout needs at least {}, {} are missing ({list})", show_size(*has), show_size(*needs), show_size(needs - has))]
+    TooSmall {
+        /// The disk's name in the layout.
+        disk: String,
+        /// Its size in bytes.
+        has: u64,
+        /// The size that would do, in bytes.
+        needs: u64,
+        /// The partitions' least sizes.
+        list: String,
+    },
+    /// Two partitions want the same place.
+    #[error("{second} starts at {start}, but {first} before it reaches to {end}: they overlap")]
+    Overlap {
+        /// The one before.
+        first: String,
+        /// The one whose `start` lies within it.
+        second: String,
+        /// That start.
+        start: String,
+        /// The least end of the one before.
+        end: String,
+    },
+}
+
+/// The numbers of the partitions of disk `disk`, in the layout's order: those that are given, and the lowest free ones
+/// for the rest. On an MBR, more than four make the fourth and later ones logical (5, 6, ...).
+///
+/// # Errors
+/// In words, with the index of the partition at fault.
+pub fn numbers(layout: &Layout, disk: usize) -> Result<Vec<(usize, u32)>, (usize, String)> {
+    let table = layout.disks[disk].table;
+    let all: Vec<(usize, &Partition)> = layout.partitions_of(disk).collect();
+    let limit = if table == TableKind::Gpt { 128 } else { 60 };
+    let mut taken = std::collections::BTreeSet::new();
+    for (index, partition) in &all {
+        if let Some(number) = partition.number {
+            if number == 0 || number > limit {
+                return Err((*index, format!("number {number} is not between 1 and {limit}")));
+            }
+            if !taken.insert(number) {
+                return Err((
+                    *index,
+                    format!("number {number} is used twice on disk `{}`", layout.disks[disk].name),
+                ));
+            }
+        }
+    }
+    let has_logical = table == TableKind::Mbr && (all.len() > 4 || taken.iter().any(|n| *n > 4));
+    let primaries_given = taken.iter().filter(|n| **n <= 4).count();
+    if has_logical && primaries_given > 3 {
+        let (index, _) = all.iter().find(|(_, p)| p.number == Some(4)).unwrap_or(&all[0]);
+        return Err((*index, "numbers 1 to 4 are all taken: none is left for the extended partition".into()));
+    }
+    let mut primaries_left = if has_logical { 3 - primaries_given } else { 4 };
+    let mut result: Vec<(usize, u32)> = Vec::new();
+    for (index, partition) in &all {
+        let number = match partition.number {
+            Some(number) => number,
+            None => {
+                let from = if !has_logical {
+                    1
+                } else if primaries_left > 0 && !result.iter().any(|(_, n)| *n > 4) {
+                    primaries_left -= 1;
+                    1
+                } else {
+                    5
+                };
+                let Some(number) = (from..=limit).find(|n| !taken.contains(n)) else {
+                    return Err((*index, "no number is left for it".into()));
+                };
+                taken.insert(number);
+                number
+            }
+        };
+        result.push((*index, number));
+    }
+    if table == TableKind::Mbr {
+        check_logical(&result)?;
+    }
+    Ok(result)
+}
+
+/// The kernel counts logical partitions along their chain, so their numbers must be 5, 6, ... in the order in which they
+/// lie on the disk, and nothing else may lie between them.
+fn check_logical(numbers: &[(usize, u32)]) -> Result<(), (usize, String)> {
+    let mut expected = 5;
+    let mut ended = false;
+    for (index, number) in numbers {
+        if *number <= 4 {
+            ended = expected > 5;
+        } else if ended {
+            return Err((
+                *index,
+                "logical partitions must lie together: a primary one lies between them".into(),
+            ));
+        } else if *number != expected {
+            return Err((
+                *index,
+                format!(
+                    "logical partitions are numbered 5, 6, ... in the order in which they lie on the disk: \
+                     number {number} should be {expected}"
+                ),
+            ));
+        } else {
+            expected += 1;
+        }
+    }
+    Ok(())
+}
+
+/// One partition while it is being fitted; all in MiB.
+struct Item {
+    index: usize,
+    number: u32,
+    /// Room for the EBR before it.
+    lead: u64,
+    start: Option<u64>,
+    /// The least, then the final size.
+    size: u64,
+    max: u64,
+    weight: u64,
+}
+
+const fn to_mib(bytes: u64) -> u64 {
+    bytes.div_ceil(MIB)
+}
+
+/// Fits the partitions of disk number `disk` of `layout` to a disk of the given size.
+///
+/// # Errors
+/// See [`FitError`].
+pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, FitError> {
+    let rule = &layout.disks[disk];
+    let sector = u64::from(geometry.sector);
+    if sector != 512 && sector != 4096 {
+        return Err(FitError::Sector { disk: rule.name.clone(), sector: geometry.sector });
+    }
+    let limit = u64::from(u32::MAX) * sector;
+    if rule.table == TableKind::Mbr && geometry.bytes > limit {
+        return Err(FitError::MbrLimit { disk: rule.name.clone(), has: geometry.bytes, limit });
+    }
+    // Behind the last usable sector of a GPT lie 16 KiB of entries and one header.
+    let tail = if rule.table == TableKind::Gpt { 16384 + sector } else { 0 };
+    let end = geometry.bytes.saturating_sub(tail) / MIB;
+    let mut items = items(layout, disk, end.saturating_sub(1))?;
+    let too_small = |needs: u64, items: &[Item]| {
+        let list: Vec<String> = items
+            .iter()
+            .map(|i| format!("{}: {}", layout.partition_text(i.index), exact_text(i.size * MIB)))
+            .collect();
+        FitError::TooSmall {
+            disk: rule.name.clone(),
+            has: geometry.bytes,
+            needs: (needs * MIB + tail).max(geometry.bytes + 1),
+            list: list.join(", "),
+        }
+    };
+    let least = least_end(layout, &items)?;
+    if least > end {
+        return Err(too_small(least, &items));
+    }
+
+    // Each run of partitions between two given starts shares what its own stretch has left over.
+    let mut begin = 0;
+    let mut extents = Vec::new();
+    while begin < items.len() {
+        let next = (begin + 1..items.len()).find(|i| items[*i].start.is_some()).unwrap_or(items.len());
+        let from = items[begin].start.map_or(1, |start| start - items[begin].lead);
+        let to = items.get(next).map_or(end, |i| i.start.unwrap_or(end) - i.lead);
+        share(&mut items[begin..next], to - from);
+        let mut at = from;
+        for item in &items[begin..next] {
+            let first = at + item.lead;
+            at = first + item.size;
+            extents.push(Extent {
+                index: item.index,
+                number: item.number,
+                first: first * (MIB / sector),
+                last: at * (MIB / sector) - 1,
+            });
+        }
+        begin = next;
+    }
+    let extended = extended(rule.table, &extents, MIB / sector);
+    Ok(Fitted { table: rule.table, geometry, extents, extended })
+}
+
+fn extended(table: TableKind, extents: &[Extent], lead: u64) -> Option<Extended> {
+    let logical = || extents.iter().filter(|e| table == TableKind::Mbr && e.number > 4);
+    let (first, last) = (logical().next()?, logical().next_back()?);
+    let number = (1..=4).find(|n| extents.iter().all(|e| e.number != *n))?;
+    Some(Extended { number, first: first.first - lead, last: last.last })
+}
+
+fn items(layout: &Layout, disk: usize, usable: u64) -> Result<Vec<Item>, FitError> {
+    let numbers = numbers(layout, disk).map_err(|(index, message)| {
+        FitError::Layout(format!("{}: {message}", layout.partition_text(index)))
+    })?;
+    let mut items = Vec::new();
+    for (index, number) in numbers {
+        let partition = &layout.partitions[index];
+        let wrong =
+            |message: String| FitError::Layout(format!("{}: {message}", layout.partition_text(index)));
+        let size: Size = partition.size.parse().map_err(wrong)?;
+        let start = partition.start.as_deref().map(start_mib).transpose().map_err(wrong)?;
+        let (size, max) = match size {
+            Size::Exact(bytes) => (to_mib(bytes), to_mib(bytes)),
+            Size::Range { min, max } => (to_mib(min), max.map_or(u64::MAX, to_mib)),
+            Size::Fill => (to_mib(crate::size::FILL_MIN), u64::MAX),
+            Size::Percent(percent) => {
+                let part = (usable * u64::from(percent) / 100).max(1);
+                (part, part)
+            }
+        };
+        let lead = u64::from(layout.disks[disk].table == TableKind::Mbr && number > 4);
+        let weight = u64::from(partition.weight.unwrap_or(1).max(1));
+        items.push(Item { index, number, lead, start, size, max, weight });
+    }
+    Ok(items)
+}
+
+/// A `start` in MiB.
+///
+/// # Errors
+/// In words.
+pub fn start_mib(text: &str) -> Result<u64, String> {
+    let bytes = ka_cli::units::parse_size(text).map_err(|e| format!("start: {e}"))?;
+    if bytes == 0 || bytes % MIB != 0 {
+        return Err(format!("start: `{text}` is not a multiple of 1M above 0"));
+    }
+    Ok(bytes / MIB)
+}
+
+/// Where the last partition ends at the least, in MiB, when each takes as little as it may.
+fn least_end(layout: &Layout, items: &[Item]) -> Result<u64, FitError> {
+    let mut at = 1;
+    for (i, item) in items.iter().enumerate() {
+        if let Some(start) = item.start {
+            if start < at + item.lead {
+                return Err(FitError::Overlap {
+                    first: if i == 0 {
+                        "the partition table".into()
+                    } else {
+                        layout.partition_text(items[i - 1].index)
+                    },
+                    second: layout.partition_text(item.index),
+                    start: exact_text(start * MIB),
+                    end: exact_text((at + item.lead) * MIB),
+                });
+            }
+            at = start - item.lead;
+        }
+        at = at.saturating_add(item.lead).saturating_add(item.size);
+    }
+    Ok(at)
+}
+
+/// Checks on its own whether given starts collide with what lies before them, on a disk of any size.
+///
+/// # Errors
+/// [`FitError::Overlap`] or [`FitError::Layout`].
+pub fn check_overlap(layout: &Layout, disk: usize) -> Result<(), FitError> {
+    least_end(layout, &items(layout, disk, 0)?).map(|_| ())
+}
+
+/// Shares what `room` (MiB) has left over among the items that can grow, by weight, none above its limit.
+fn share(items: &mut [Item], room: u64) {
+    let used: u64 = items.iter().map(|i| i.lead + i.size).sum();
+    let mut left = room.saturating_sub(used);
+    loop {
+        let growing: u64 = items.iter().filter(|i| i.size < i.max).map(|i| i.weight).sum();
+        if growing == 0 || left == 0 {
+            return;
+        }
+        // Those whose share would carry them over their limit get the limit; the rest is shared anew without them.
+        let unit = left / growing;
+        let mut given = 0;
+        let mut capped = false;
+        for item in items.iter_mut().filter(|i| i.size < i.max) {
+            if item.max - item.size <= unit * item.weight {
+                given += item.max - item.size;
+                item.size = item.max;
+                capped = true;
+            }
+        }
+        left -= given;
+        if capped {
+            continue;
+        }
+        for item in items.iter_mut().filter(|i| i.size < i.max) {
+            // `growing` units fit, and what remains is less than one unit for each: the first ones take a MiB more.
+            item.size += unit * item.weight;
+            left -= unit * item.weight;
+        }
+        while left > 0 {
+            let mut grew = false;
+            for item in items.iter_mut().filter(|i| i.size < i.max) {
+                if left > 0 {
+                    item.size += 1;
+                    left -= 1;
+                    grew = true;
+                }
+            }
+            if !grew {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{DiskRule, Match, Pick};
+    use proptest::prelude::*;
+
+    fn partition(number: Option<u32>, size: &str) -> Partition {
+        Partition {
+            disk: None,
+            number,
+            kind: "linux".into(),
+            size: size.into(),
+            start: None,
+            weight: None,
+            name: None,
+            uuid: None,
+            bootable: false,
+            format: None,
+            mount: None,
+            preserve: false,
+            raw: false,
+        }
+    }
+
+    fn layout(table: TableKind, partitions: Vec<Partition>) -> Layout {
+        let disk = DiskRule {
+            name: "system".into(),
+            matching: Match::default(),
+            pick: Pick::Only,
+            table,
+            uuid: None,
+        };
+        Layout { version: 1, disks: vec![disk], partitions }
+    }
+
+    fn gpt(sizes: &[&str]) -> Layout {
+        layout(TableKind::Gpt, sizes.iter().map(|s| partition(None, s)).collect())
+    }
+
+    const G: u64 = 1 << 30;
+
+    fn mib(fitted: &Fitted) -> Vec<(u32, u64, u64)> {
+        let unit = MIB / u64::from(fitted.geometry.sector);
+        fitted.extents.iter().map(|e| (e.number, e.first / unit, (e.last + 1) / unit)).collect()
+    }
+
+    #[test]
+    fn sizes_are_shared() {
+        let at = |sizes: &[&str], bytes| mib(&fit(&gpt(sizes), 0, Geometry { bytes, sector: 512 }).unwrap());
+        assert_eq!(at(&["1M", "512M", "fill"], G), [(1, 1, 2), (2, 2, 514), (3, 514, 1023)]);
+        assert_eq!(at(&["fill", "fill"], G), [(1, 1, 512), (2, 512, 1023)]);
+        // Both grow alike until the range has reached its limit.
+        assert_eq!(at(&["100M-200M", "fill"], G), [(1, 1, 201), (2, 201, 1023)]);
+        assert_eq!(at(&["10%", "100M-", "1000K"], G), [(1, 1, 103), (2, 103, 1022), (3, 1022, 1023)]);
+        // What nobody wants stays free.
+        assert_eq!(at(&["100M-200M"], G), [(1, 1, 201)]);
+        let mut weighted = gpt(&["fill", "fill"]);
+        weighted.partitions[0].weight = Some(3);
+        let fitted = fit(&weighted, 0, Geometry { bytes: G, sector: 512 }).unwrap();
+        assert_eq!(mib(&fitted), [(1, 1, 759), (2, 759, 1023)]);
+    }
+
+    #[test]
+    fn numbers_out_of_order_are_kept() {
+        let parts = vec![partition(Some(14), "3M"), partition(Some(15), "124M"), partition(Some(1), "fill")];
+        let fitted = fit(&layout(TableKind::Gpt, parts), 0, Geometry { bytes: 2 * G, sector: 512 }).unwrap();
+        assert_eq!(mib(&fitted), [(14, 1, 4), (15, 4, 128), (1, 128, 2047)]);
+    }
+
+    #[test]
+    fn starts_are_obeyed() {
+        let mut pinned = gpt(&["fill", "100M", "fill"]);
+        pinned.partitions[1].start = Some("500M".into());
+        let fitted = fit(&pinned, 0, Geometry { bytes: G, sector: 512 }).unwrap();
+        assert_eq!(mib(&fitted), [(1, 1, 500), (2, 500, 600), (3, 600, 1023)]);
+        pinned.partitions[1].start = Some("16M".into());
+        assert_eq!(
+            fit(&pinned, 0, Geometry { bytes: G, sector: 512 }).unwrap_err().to_string(),
+            "[[partition]] #2 (linux) starts at 16M, but [[partition]] #1 (linux) before it reaches to 17M: they overlap"
+        );
+    }
+
+    #[test]
+    fn mbr_gets_an_extended_partition_around_logical_ones() {
+        let parts = vec![partition(Some(1), "100M"), partition(Some(5), "200M"), partition(Some(6), "fill")];
+        let fitted = fit(&layout(TableKind::Mbr, parts), 0, Geometry { bytes: G, sector: 512 }).unwrap();
+        assert_eq!(mib(&fitted), [(1, 1, 101), (5, 102, 302), (6, 303, 1024)]);
+        assert_eq!(fitted.extended, Some(Extended { number: 2, first: 101 * 2048, last: 1024 * 2048 - 1 }));
+        assert_eq!(fitted.ebr_of(&fitted.extents[2]), 302 * 2048);
+    }
+
+    #[test]
+    fn mbr_numbers_are_given_by_themselves() {
+        let numbers_of = |count: usize| -> Vec<u32> {
+            let parts = (0..count).map(|_| partition(None, "10M")).collect();
+            numbers(&layout(TableKind::Mbr, parts), 0).unwrap().into_iter().map(|n| n.1).collect()
+        };
+        assert_eq!(numbers_of(4), [1, 2, 3, 4]);
+        assert_eq!(numbers_of(6), [1, 2, 3, 5, 6, 7]);
+    }
+
+    #[test]
+    fn impossible_mbr_numbers_are_refused() {
+        let wrong = |wanted: &[u32]| {
+            let parts = wanted.iter().map(|n| partition(Some(*n), "10M")).collect();
+            numbers(&layout(TableKind::Mbr, parts), 0).unwrap_err().1
+        };
+        assert_eq!(
+            wrong(&[1, 6]),
+            "logical partitions are numbered 5, 6, ... in the order in which they lie on the disk: number 6 should be 5"
+        );
+        assert_eq!(
+            wrong(&[1, 2, 3, 4, 5]),
+            "numbers 1 to 4 are all taken: none is left for the extended partition"
+        );
+        assert_eq!(
+            wrong(&[5, 1, 6]),
+            "logical partitions must lie together: a primary one lies between them"
+        );
+        assert_eq!(wrong(&[61]), "number 61 is not between 1 and 60");
+        assert_eq!(wrong(&[0]), "number 0 is not between 1 and 60");
+    }
+
+    #[test]
+    fn a_small_disk_is_refused_with_figures() {
+        assert_eq!(
+            fit(&gpt(&["512M", "600M-"]), 0, Geometry { bytes: G, sector: 512 }).unwrap_err().to_string(),
+            "disk `system` is too small: it has 1.00 GiB, the layout needs at least 1.09 GiB, 89.0 MiB are missing \
+             ([[partition]] #1 (linux): 512M, [[partition]] #2 (linux): 600M)"
+        );
+    }
+
+    #[test]
+    fn what_a_table_cannot_address_is_refused() {
+        let big = Geometry { bytes: 3 << 40, sector: 512 };
+        assert_eq!(
+            fit(&layout(TableKind::Mbr, vec![partition(None, "fill")]), 0, big).unwrap_err().to_string(),
+            "disk `system` has 3.00 TiB, more than the 2.00 TiB that a table of kind mbr can address: use gpt"
+        );
+        assert!(fit(&gpt(&["fill"]), 0, big).is_ok());
+        let odd = Geometry { bytes: G, sector: 2048 };
+        assert!(matches!(fit(&gpt(&["fill"]), 0, odd), Err(FitError::Sector { .. })));
+    }
+
+    fn size() -> impl Strategy<Value = String> {
+        prop_oneof![
+            (1_u64..3000).prop_map(|m| format!("{m}M")),
+            (1_u64..3_000_000).prop_map(|k| format!("{k}K")),
+            (1_u64..2000, 0_u64..9000).prop_map(|(a, b)| format!("{a}M-{}M", a + b)),
+            (1_u64..2000).prop_map(|m| format!("{m}M-")),
+            (1_u32..40).prop_map(|p| format!("{p}%")),
+            Just("fill".to_owned()),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn partitions_never_overlap_nor_leave_the_disk(
+            parts in proptest::collection::vec((size(), 1_u32..9, proptest::option::weighted(0.15, 1_u64..20_000)), 1..10),
+            bytes in (10 * MIB)..(40 * G), big in any::<bool>(), mbr in any::<bool>(),
+        ) {
+            let sector = if big { 4096 } else { 512 };
+            let bytes = bytes / u64::from(sector) * u64::from(sector);
+            let table = if mbr { TableKind::Mbr } else { TableKind::Gpt };
+            let partitions: Vec<Partition> = parts.iter().map(|(size, weight, start)| Partition {
+                weight: Some(*weight),
+                start: start.map(|m| format!("{m}M")),
+                ..partition(None, size)
+            }).collect();
+            let wanted: Vec<Size> = parts.iter().map(|p| p.0.parse().unwrap()).collect();
+            let layout = layout(table, partitions);
+            let Ok(fitted) = fit(&layout, 0, Geometry { bytes, sector }) else { return Ok(()) };
+            let unit = MIB / u64::from(sector);
+            let sectors = bytes / u64::from(sector);
+            // GPT: one MBR, one header and 128 entries of 128 bytes before, the same without the MBR behind.
+            let table_sectors = if mbr { 0 } else { 1 + 16384 / u64::from(sector) };
+            let mut at = unit;
+            prop_assert_eq!(fitted.extents.len(), parts.len());
+            for (i, extent) in fitted.extents.iter().enumerate() {
+                prop_assert_eq!(extent.index, i);
+                prop_assert!(extent.first >= at, "{:?} before {at}", extent);
+                prop_assert!(extent.last >= extent.first);
+                prop_assert_eq!(extent.first % unit, 0);
+                prop_assert_eq!((extent.last + 1) % unit, 0);
+                let logical = mbr && extent.number > 4;
+                if logical {
+                    prop_assert!(fitted.ebr_of(extent) >= at);
+                }
+                at = extent.last + 1;
+                let size = extent.bytes(sector);
+                match wanted[i] {
+                    Size::Exact(b) => prop_assert_eq!(size, b.div_ceil(MIB) * MIB),
+                    Size::Range { min, max } => {
+                        prop_assert!(size >= min);
+                        prop_assert!(max.is_none_or(|m| size <= m.div_ceil(MIB) * MIB));
+                    }
+                    Size::Percent(p) => prop_assert!(size <= (bytes * u64::from(p) / 100).max(MIB)),
+                    Size::Fill => prop_assert!(size >= crate::size::FILL_MIN),
+                }
+                if let Some(start) = &layout.partitions[i].start {
+                    prop_assert_eq!(extent.first / unit, start_mib(start).unwrap());
+                }
+            }
+            prop_assert!(at <= sectors - table_sectors, "{at} of {sectors}");
+            if let Some(extended) = fitted.extended {
+                let logical: Vec<_> = fitted.extents.iter().filter(|e| e.number > 4).collect();
+                prop_assert!(extended.first < logical[0].first && extended.last == logical[logical.len() - 1].last);
+                for primary in fitted.extents.iter().filter(|e| e.number <= 4) {
+                    prop_assert!(primary.last < extended.first || primary.first > extended.last);
+                    prop_assert!(primary.number != extended.number);
+                }
+            }
+            // Nothing is left over while somebody could still grow behind the last given start.
+            if wanted.iter().any(|s| matches!(s, Size::Fill | Size::Range { max: None, .. }))
+                && layout.partitions.iter().all(|p| p.start.is_none()) {
+                prop_assert!(sectors - table_sectors - at < unit);
+            }
+        }
+    }
+}
