@@ -1,0 +1,158 @@
+//! Ka's own programs, built static for musl: they run inside golden machines of any C library, and in the initramfs.
+
+use crate::setup::MUSL;
+use crate::{run, say};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(1500);
+/// What the agent may weigh: every node loads it over TFTP or HTTP.
+const AGENT_LIMIT: u64 = 4 << 20;
+
+/// The programs of one build.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// `ka-agent`.
+    pub agent: PathBuf,
+    /// `ka-server`.
+    pub server: PathBuf,
+    /// `ka-image`.
+    pub image: PathBuf,
+}
+
+/// How they are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// For the lab: quick to link.
+    Lab,
+    /// As it is shipped.
+    Release,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lab => "lab",
+            Self::Release => "release",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    target_directory: PathBuf,
+    workspace_root: PathBuf,
+}
+
+fn metadata() -> Result<Metadata> {
+    let text = run::output(&cargo(), &["metadata", "--format-version", "1", "--no-deps"])
+        .context("asking cargo for the workspace")?;
+    serde_json::from_str(&text).context("parsing what cargo said")
+}
+
+/// The cargo that runs us, else the one on the path.
+#[must_use]
+pub fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// Where builds go.
+///
+/// # Errors
+/// When cargo does not say.
+pub fn target_dir() -> Result<PathBuf> {
+    metadata().map(|m| m.target_directory)
+}
+
+/// The workspace's folder.
+///
+/// # Errors
+/// When cargo does not say.
+pub fn workspace() -> Result<PathBuf> {
+    metadata().map(|m| m.workspace_root)
+}
+
+/// Builds all three.
+///
+/// # Errors
+/// When cargo fails, or the agent is not what it must be.
+pub fn build(profile: Profile, log: &Path) -> Result<Binaries> {
+    let Metadata { target_directory, workspace_root } = metadata()?;
+    say!("build", "ka-agent, ka-server and ka-image, profile {}, static for musl", profile.name());
+    let time = run::logged(
+        Command::new(cargo())
+            .current_dir(&workspace_root)
+            .args(["build", "--locked", "--target", MUSL, "--profile", profile.name()])
+            .args(["-p", "ka-agent", "-p", "ka-server", "-p", "ka-image", "--bins"]),
+        log,
+        LIMIT,
+    )
+    .context("building Ka")?;
+    let folder = target_directory.join(MUSL).join(profile.name());
+    let binaries = Binaries {
+        agent: folder.join("ka-agent"),
+        server: folder.join("ka-server"),
+        image: folder.join("ka-image"),
+    };
+    for program in [&binaries.agent, &binaries.server, &binaries.image] {
+        check_static(program)?;
+    }
+    let size = std::fs::metadata(&binaries.agent).context("looking at ka-agent")?.len();
+    say!("build", "built in {:.0} s; ka-agent has {}", time.as_secs_f64(), ka_cli::units::show_size(size));
+    if profile == Profile::Release && size >= AGENT_LIMIT {
+        bail!("ka-agent has {size} bytes, the limit is {AGENT_LIMIT}");
+    }
+    Ok(binaries)
+}
+
+/// Static and position-independent: `ET_DYN` without an interpreter.
+fn check_static(program: &Path) -> Result<()> {
+    let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    if is_static_pie(&bytes) { Ok(()) } else { bail!("{} is not a static-pie program", program.display()) }
+}
+
+fn is_static_pie(elf: &[u8]) -> bool {
+    let half = |at: usize| elf.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let long = |at: usize| {
+        let bytes = elf.get(at..at.checked_add(8)?)?;
+        usize::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    const INTERPRETER: [u8; 4] = [3, 0, 0, 0];
+    let (Some(kind), Some(table), Some(size), Some(count)) = (half(16), long(32), half(54), half(56)) else {
+        return false;
+    };
+    let entry = |i: usize| {
+        let at = table.checked_add(i.checked_mul(size.into())?)?;
+        elf.get(at..at.checked_add(4)?)
+    };
+    elf.starts_with(b"\x7fELF\x02\x01")
+        && kind == 3
+        && (0..count.into()).all(|i| entry(i).is_some_and(|kind| kind != INTERPRETER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_an_interpreter_is_not_static() {
+        assert!(!is_static_pie(&std::fs::read("/bin/sh").unwrap()));
+        assert!(!is_static_pie(b"#!/bin/sh\n"));
+        assert!(!is_static_pie(b"\x7fELF\x02\x01"));
+    }
+
+    #[test]
+    fn damaged_headers_are_no_panic() {
+        let mut elf = std::fs::read("/bin/sh").unwrap();
+        elf.truncate(4096);
+        for at in 0..64 {
+            let mut damaged = elf.clone();
+            damaged[at] = 0xff;
+            // Only that it returns counts here.
+            let _ = is_static_pie(&damaged);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Everything that a fresh Debian machine lacks: packages by apt-get, the musl target by rustup or from Debian's
+//! rust-src. What is there already is found without a network.
+
+mod apt;
+mod musl;
+
+pub use apt::debian_mirror;
+
+use crate::say;
+use anyhow::{Result, bail};
+use std::path::Path;
+
+/// The Rust target of everything that runs on a node or inside a golden machine.
+pub const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// What is wanted of a machine: a Debian package, and the file that shows that it is there already.
+struct Need {
+    package: &'static str,
+    file: &'static str,
+}
+
+const fn need(package: &'static str, file: &'static str) -> Need {
+    Need { package, file }
+}
+
+/// For building.
+const BUILD: [Need; 3] = [
+    need("gcc", "/usr/bin/gcc"),
+    need("libc6-dev", "/usr/include/stdio.h"),
+    need("musl-tools", "/usr/bin/musl-gcc"),
+];
+
+/// For the tests that need no virtual machine.
+const TEST: [Need; 14] = [
+    need("e2fsprogs", "/usr/sbin/mke2fs"),
+    need("dosfstools", "/usr/sbin/mkfs.vfat"),
+    need("xfsprogs", "/usr/sbin/mkfs.xfs"),
+    need("btrfs-progs", "/usr/bin/btrfs"),
+    need("gdisk", "/usr/sbin/sgdisk"),
+    need("fdisk", "/usr/sbin/sfdisk"),
+    need("libarchive-tools", "/usr/bin/bsdtar"),
+    need("acl", "/usr/bin/setfacl"),
+    need("attr", "/usr/bin/setfattr"),
+    need("libcap2-bin", "/usr/sbin/setcap"),
+    need("busybox-static", "/usr/bin/busybox"),
+    need("cpio", "/usr/bin/cpio"),
+    need("iproute2", "/usr/bin/ip"),
+    need("dnsmasq-base", "/usr/sbin/dnsmasq"),
+];
+
+/// For the virtual machines.
+const LAB: [Need; 11] = [
+    need("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd"),
+    need("ipxe", "/usr/lib/ipxe/undionly.kpxe"),
+    need("grub-common", "/usr/bin/grub-mkimage"),
+    need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/normal.mod"),
+    need("debootstrap", "/usr/sbin/debootstrap"),
+    need("rsync", "/usr/bin/rsync"),
+    need("mtools", "/usr/bin/mdir"),
+    need("openssh-client", "/usr/bin/ssh-keygen"),
+    need("kmod", "/usr/bin/kmod"),
+    need("zstd", "/usr/bin/zstd"),
+];
+
+/// How much is to be set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Building and the tests without virtual machines.
+    Tests,
+    /// All, with the virtual machines.
+    Lab,
+}
+
+/// Makes this machine able to do what `scope` says, installing what is missing.
+///
+/// # Errors
+/// Without root when something is missing: the error names the commands. With root when installing fails.
+pub fn ensure(scope: Scope, log: &Path) -> Result<()> {
+    let wanted = BUILD.iter().chain(&TEST).chain(if scope == Scope::Lab { &LAB[..] } else { &[] });
+    let packages: Vec<&str> = wanted.filter(|need| !is_there(need.file)).map(|need| need.package).collect();
+    let root = rustix::process::geteuid().is_root();
+    if !root && (!packages.is_empty() || scope == Scope::Lab) {
+        bail!(Missing(advice(&packages)));
+    }
+    if packages.is_empty() {
+        say!("setup", "every package that is needed is there");
+    } else {
+        apt::install(&packages, log)?;
+    }
+    musl::ensure(log)
+}
+
+/// Files move between /bin and /usr/bin from one Debian to the next: both count.
+fn is_there(file: &str) -> bool {
+    Path::new(file).exists() || file.strip_prefix("/usr").is_some_and(|short| Path::new(short).exists())
+}
+
+/// Something must be installed by somebody who may.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Missing(String);
+
+fn advice(packages: &[&str]) -> String {
+    let mut text =
+        "this needs root (network namespaces, loop devices, chroot); run it again as root".to_owned();
+    if !packages.is_empty() {
+        text.push_str(
+            "\nwhat is missing can also be installed by hand:\n  apt-get install --no-install-recommends ",
+        );
+        text.push_str(&packages.join(" "));
+        text.push_str(&format!("\n  rustup target add {MUSL}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_names_the_commands() {
+        let text = advice(&["ovmf", "ipxe"]);
+        assert!(text.contains("apt-get install --no-install-recommends ovmf ipxe\n"), "{text}");
+        assert!(!advice(&[]).contains("apt-get"));
+    }
+
+    #[test]
+    fn both_places_of_a_program_count() {
+        assert!(is_there("/usr/bin/sh") && !is_there("/usr/bin/no-such-program"));
+    }
+}
