@@ -3,5 +3,9 @@
 
 pub mod autoconfig;
 pub mod cmdline;
+pub mod commands;
 pub mod disk;
 pub mod init;
+pub mod install;
+pub mod reception;
+pub mod session;

@@ -22,6 +22,24 @@ pub struct InstallOrder {
     pub hooks: Vec<Hook>,
 }
 
+impl InstallOrder {
+    /// The order as the control connection carries it (postcard).
+    ///
+    /// # Errors
+    /// When it cannot be written; no order that the server makes is like that.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(self)
+    }
+
+    /// Reads an order.
+    ///
+    /// # Errors
+    /// When `bytes` are no order of this version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
+}
+
 /// Who a node becomes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -2,3 +2,7 @@
 //! drive it.
 
 pub mod boot;
+pub mod deployment;
+pub mod layout_command;
+pub mod logging;
+pub mod nodes;

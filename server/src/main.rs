@@ -1,2 +1,41 @@
-//! placeholder
-fn main() {}
+//! `ka-server`: see the library beside this file.
+
+use argh::FromArgs;
+use ka_cli::exit::Exit;
+use ka_server::{boot, deployment, layout_command, logging};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+/// ka-server runs on the golden node: it feeds the chain that clones this machine onto others.
+#[derive(FromArgs)]
+struct Args {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Command {
+    Deploy(deployment::command::DeployArgs),
+    Boot(boot::command::BootCommand),
+    Layout(layout_command::LayoutArgs),
+}
+
+fn main() -> ExitCode {
+    let args: Args = ka_cli::args::parse("ka-server", env!("CARGO_PKG_VERSION"));
+    logging::start();
+    let result = match &args.command {
+        Command::Deploy(args) => deployment::run(args),
+        Command::Boot(args) => ka_sys::signals::termination_flag()
+            .map_err(Into::into)
+            .and_then(|flag| boot::command::run_boot(args, || flag.load(Ordering::SeqCst))),
+        Command::Layout(args) => layout_command::run(args),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(e) => {
+            eprintln!("ka-server: {e:#}");
+            Exit::Failed.into()
+        }
+    }
+}

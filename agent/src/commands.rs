@@ -1,0 +1,287 @@
+//! The command lines of `ka-agent` outside PID 1.
+
+use crate::autoconfig::Nic;
+use crate::disk;
+use crate::init::{Machine as Found, facts, logger};
+use crate::install::{self, Machine, Orders};
+use crate::reception::{self, Broken, Sink};
+use crate::session::{Session, Verdict, addresses, data_listener};
+use anyhow::{Context, Result, bail};
+use argh::FromArgs;
+use ka_chain::control::{Purpose, Registration, ToServer};
+use ka_cli::exit::Exit;
+use ka_cli::units::parse_time;
+use log::LevelFilter;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// ka-agent installs a node. As PID 1 of the initramfs it takes everything from the kernel command line; here it is an
+/// ordinary program.
+#[derive(FromArgs, Debug)]
+pub struct Args {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+enum Command {
+    Receive(Receive),
+    Deploy(Deploy),
+    Disks(Disks),
+}
+
+/// receive the golden tree into a directory; no disk is touched, nothing reboots
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "receive")]
+struct Receive {
+    /// where ka-server deploys
+    #[argh(option, arg_name = "HOST:PORT")]
+    server: String,
+    /// unpack into this directory, which must be there
+    #[argh(option, arg_name = "DIR")]
+    target: Option<PathBuf>,
+    /// give the stream to this command instead
+    #[argh(option, arg_name = "COMMAND")]
+    sink_cmd: Option<String>,
+    /// the name to ask for (default: this machine's)
+    #[argh(option, arg_name = "NAME")]
+    name: Option<String>,
+    /// how long to look for the server (default 60 s)
+    #[argh(option, arg_name = "TIME", default = "String::from(\"60s\")")]
+    patience: String,
+    /// say more
+    #[argh(switch, short = 'v')]
+    verbose: bool,
+}
+
+/// install this machine from a running rescue system: everything on the disk is lost
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "deploy")]
+struct Deploy {
+    /// where ka-server deploys
+    #[argh(option, arg_name = "HOST:PORT")]
+    server: String,
+    /// the disk, as /dev/NAME; it must match the layout's rule too
+    #[argh(option, arg_name = "DEV")]
+    disk: String,
+    /// yes, everything on the disk may go
+    #[argh(switch)]
+    yes: bool,
+    /// show the plan and stop
+    #[argh(switch)]
+    dry_run: bool,
+    /// say more
+    #[argh(switch, short = 'v')]
+    verbose: bool,
+}
+
+/// show every disk, and what a layout would make of it
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "disks")]
+struct Disks {
+    /// a layout file
+    #[argh(option, arg_name = "FILE")]
+    layout: Option<PathBuf>,
+}
+
+/// Runs a command.
+#[must_use]
+pub fn run(args: &Args) -> Exit {
+    let result = match &args.command {
+        Command::Receive(args) => receive(args),
+        Command::Deploy(args) => deploy(args),
+        Command::Disks(args) => disks(args),
+    };
+    result.unwrap_or_else(|e| {
+        eprintln!("ka-agent: {e:#}");
+        Exit::Failed
+    })
+}
+
+fn level(verbose: bool) -> LevelFilter {
+    if verbose { LevelFilter::Debug } else { LevelFilter::Info }
+}
+
+fn receive(args: &Receive) -> Result<Exit> {
+    logger::install(level(args.verbose));
+    let sink = match (&args.target, &args.sink_cmd) {
+        (Some(target), None) => {
+            if !target.is_dir() {
+                bail!("--target {}: not a directory", target.display());
+            }
+            Sink::Directory(target)
+        }
+        (None, Some(command)) => Sink::Command(command),
+        _ => {
+            eprintln!("ka-agent: give either --target DIR or --sink-cmd COMMAND");
+            return Ok(Exit::Usage);
+        }
+    };
+    let patience = match parse_time(&args.patience) {
+        Ok(patience) => patience,
+        Err(e) => {
+            eprintln!("ka-agent: --patience: {e}");
+            return Ok(Exit::Usage);
+        }
+    };
+    let memory = Found::detect().memory;
+    let listener = data_listener()?;
+    let port = listener.local_addr().context("asking for the data port")?.port();
+    let name = args.name.clone().or_else(hostname);
+    let session = Session::open(&args.server, patience, |_| {
+        Ok(Registration {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            purpose: Purpose::Receive,
+            mac: None,
+            hostname: name.clone(),
+            data_port: port,
+            addresses: addresses()?,
+            memory,
+            facts: Vec::new(),
+        })
+    })?;
+    session.tell(ToServer::Ready);
+    let result = reception::receive(&session, listener, memory, &sink, || {
+        session.tell(ToServer::Step("receive".to_owned()));
+    });
+    match result {
+        Ok(reception) => {
+            if let Some(summary) = &reception.unpacked {
+                log::info!("{summary:?}");
+            }
+            session.tell(ToServer::Done);
+            let verdict = session.wait_verdict();
+            drop(reception);
+            session.close();
+            match verdict {
+                Verdict::Released => Ok(Exit::Done),
+                Verdict::Lost(why) => bail!("{why}"),
+            }
+        }
+        Err(Broken { error, node }) => {
+            session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
+            if node.is_some() {
+                log::error!("{error:#}");
+                // Released or lost: nobody below needs this relay any more.
+                let _ = session.wait_verdict();
+            }
+            drop(node);
+            session.close();
+            Err(error)
+        }
+    }
+}
+
+fn deploy(args: &Deploy) -> Result<Exit> {
+    logger::install(level(args.verbose));
+    if !args.yes && !args.dry_run {
+        eprintln!("ka-agent: refused: everything on {} would be lost; say --yes if that is meant", args.disk);
+        return Ok(Exit::Refused);
+    }
+    std::fs::create_dir_all("/run/ka").context("making /run/ka")?;
+    let orders = Orders {
+        server: args.server.clone(),
+        dry_run: args.dry_run,
+        break_at: None,
+        disk: Some(args.disk.clone()),
+    };
+    let machine = Machine {
+        firmware: facts::firmware(),
+        memory: Found::detect().memory,
+        nic: nic_towards(&args.server),
+        hostname: hostname(),
+        facts: Vec::new(),
+    };
+    match install::install(&orders, &machine) {
+        Ok(()) => Ok(Exit::Done),
+        Err(failure) => bail!("step {}: {:#}", failure.step, failure.error),
+    }
+}
+
+fn disks(args: &Disks) -> Result<Exit> {
+    let layout = match &args.layout {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            Some(ka_layout::parse::parse(&text).with_context(|| path.display().to_string())?)
+        }
+    };
+    print!("{}", disk::show_disks(layout.as_ref())?);
+    Ok(Exit::Done)
+}
+
+fn hostname() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Some(name).filter(|n| !n.is_empty() && n != "(none)" && n != "localhost")
+}
+
+/// The interface over which the server is reached, found by the address that the kernel would use.
+fn nic_towards(server: &str) -> Option<Nic> {
+    use std::net::{ToSocketAddrs, UdpSocket};
+    let to = server.to_socket_addrs().ok()?.next()?;
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
+    // Connecting a UDP socket sends nothing; it only picks the route.
+    socket.connect(to).ok()?;
+    let local = socket.local_addr().ok()?.ip();
+    let name = nix::ifaddrs::getifaddrs().ok()?.find_map(|i| {
+        let address = i.address?;
+        let ip = address
+            .as_sockaddr_in()
+            .map(|a| std::net::IpAddr::V4(a.ip()))
+            .or_else(|| address.as_sockaddr_in6().map(|a| std::net::IpAddr::V6(a.ip())));
+        (ip == Some(local)).then_some(i.interface_name)
+    })?;
+    let mac = std::fs::read_to_string(format!("/sys/class/net/{name}/address")).ok()?.trim().to_owned();
+    Some(Nic { interface: name, mac, address: Some(local.to_string()) })
+}
+
+/// The worker of PID 1: everything from modules to the last sync.
+#[must_use]
+pub fn work() -> Exit {
+    let options = crate::cmdline::Options::from_proc();
+    match work_steps(&options) {
+        Ok(()) => Exit::Done,
+        Err((step, error)) => {
+            crate::init::report_failure(step, &error);
+            Exit::Failed
+        }
+    }
+}
+
+fn work_steps(options: &crate::cmdline::Options) -> Result<(), (&'static str, anyhow::Error)> {
+    let mut started = crate::init::start_worker(options).map_err(|e| ("boot", e))?;
+    let network = crate::init::network(options, &mut started.modules).map_err(|e| ("network", e))?;
+    let server = options
+        .server
+        .clone()
+        .context("the kernel command line has no ka.server=HOST:PORT")
+        .map_err(|e| ("register", e))?;
+    let found = &started.machine;
+    let mut facts = vec![
+        ("firmware".to_owned(), format!("{:?}", found.firmware)),
+        ("kernel".to_owned(), found.kernel.clone()),
+        ("cpus".to_owned(), found.cpus.to_string()),
+    ];
+    for (name, value) in [("vendor", &found.vendor), ("product", &found.product), ("serial", &found.serial)] {
+        facts.extend(value.iter().map(|v| (name.to_owned(), v.clone())));
+    }
+    let machine = Machine {
+        firmware: found.firmware,
+        memory: found.memory,
+        nic: Some(Nic {
+            interface: network.interface.clone(),
+            mac: network.mac.to_string(),
+            address: Some(network.address.to_string()),
+        }),
+        hostname: network.hostname.clone(),
+        facts,
+    };
+    let orders =
+        Orders { server, dry_run: options.dry_run, break_at: options.break_at, disk: None };
+    // The lease is renewed by a thread of `network`; it must live until the end.
+    let result = install::install(&orders, &machine).map_err(|f| (f.step, f.error));
+    drop(network);
+    logger::flush(Duration::from_secs(1));
+    result
+}

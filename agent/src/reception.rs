@@ -1,0 +1,244 @@
+//! From the chain to the disk: takes the node's place, gives the stream to whoever consumes it, and tells the server how
+//! far it is. The node keeps relaying while and after its own consumer fails.
+
+use crate::session::Session;
+use anyhow::{Context, Result, bail};
+use ka_archive::{Observer, UnpackOptions, UnpackSummary, unpack};
+use ka_chain::control::Progress;
+use ka_chain::node::{Node, Place, window_for};
+use ka_chain::stream::{EndRecord, PartKind, StreamReader};
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often progress is told.
+const REPORT: Duration = Duration::from_millis(500);
+
+/// What the stream goes into.
+#[derive(Debug)]
+pub enum Sink<'a> {
+    /// Unpacked into this directory.
+    Directory(&'a Path),
+    /// Given to a command (`sh -c`) on its standard input.
+    Command(&'a str),
+}
+
+/// What came out of a reception.
+#[derive(Debug)]
+pub struct Reception {
+    /// The end record that this node verified.
+    pub record: EndRecord,
+    /// What was unpacked; none when a command took the stream.
+    pub unpacked: Option<UnpackSummary>,
+    /// Stays in the chain for those below, until it is dropped.
+    pub node: Node,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    consumed: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Observer for &Counters {
+    fn entry(&mut self, _path: &[u8]) {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+    }
+    fn bytes(&mut self, count: u64) {
+        self.consumed.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// A reception that failed, with the place in the chain that is still to be kept for those below.
+#[derive(Debug)]
+pub struct Broken {
+    /// Why.
+    pub error: anyhow::Error,
+    /// The relay, if the node ever took its place.
+    pub node: Option<Node>,
+}
+
+impl From<anyhow::Error> for Broken {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, node: None }
+    }
+}
+
+/// Waits for the node's place, takes it, and consumes the stream to its end. `on_start` is called when the place is
+/// known.
+///
+/// # Errors
+/// [`Broken`], with the relay that goes on for the nodes below.
+pub fn receive(
+    session: &Session,
+    listener: TcpListener,
+    memory: u64,
+    sink: &Sink,
+    on_start: impl FnOnce(),
+) -> Result<Reception, Broken> {
+    let start = session.wait_start().context("waiting for the wave to begin")?;
+    on_start();
+    log::info!("wave of {} nodes: this one is at position {}", start.nodes, start.position + 1);
+    let parent = if start.parent.is_empty() { vec![session.server] } else { start.parent };
+    let place = Place {
+        wave: start.wave,
+        parent,
+        link: start.link,
+        children: start.children,
+        window: window_for(memory),
+    };
+    let mut node = Node::start(place, listener).context("taking the place in the chain")?;
+    let Some(mut reader) = node.reader() else {
+        return Err(anyhow::anyhow!("the stream has a reader already").into());
+    };
+    let counters = Arc::new(Counters::default());
+    let over = AtomicBool::new(false);
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| report(session, &node, &counters, &over));
+        let consumed = consume(&mut reader, sink, &counters);
+        if consumed.is_err() {
+            // The window must not wait for a consumer that is gone; the relay goes on.
+            drop(reader);
+        }
+        let result = match consumed {
+            Ok(unpacked) => {
+                node.wait_end().map(|record| (record, unpacked)).map_err(|e| anyhow::anyhow!("{e}"))
+            }
+            // When the stream itself ended early, that is the cause, and what the consumer says is its effect.
+            Err(e) => Err(match node.ended() {
+                Some(Err(cause)) if !format!("{e:#}").contains(&cause) => e.context(cause),
+                _ => e,
+            }),
+        };
+        over.store(true, Ordering::SeqCst);
+        result
+    });
+    session.progress(progress(&node, &counters));
+    match outcome {
+        Ok((record, unpacked)) => {
+            session.ended(record);
+            Ok(Reception { record, unpacked, node })
+        }
+        Err(error) => Err(Broken { error, node: Some(node) }),
+    }
+}
+
+fn progress(node: &Node, counters: &Counters) -> Progress {
+    let received = node.received();
+    Progress {
+        chunks: received.chunks.load(Ordering::Relaxed),
+        wire: received.wire.load(Ordering::Relaxed),
+        plain: received.plain.load(Ordering::Relaxed),
+        consumed: counters.consumed.load(Ordering::Relaxed),
+        window: node.fill().0 as u64,
+        entries: counters.entries.load(Ordering::Relaxed),
+    }
+}
+
+/// Tells the server how far the node is, and stops the node when the server is lost.
+fn report(session: &Session, node: &Node, counters: &Counters, over: &AtomicBool) {
+    let mut last = Progress::default();
+    let mut quiet = Duration::ZERO;
+    while !over.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(50));
+        if let Some(why) = session.lost() {
+            node.stop(&why);
+            return;
+        }
+        quiet += Duration::from_millis(50);
+        if quiet >= REPORT {
+            quiet = Duration::ZERO;
+            let now = progress(node, counters);
+            if now != last {
+                session.progress(now);
+                last = now;
+            }
+        }
+    }
+}
+
+fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> Result<Option<UnpackSummary>> {
+    let mut unpacked = None;
+    while let Some(part) = reader.next_part().context("receiving the stream")? {
+        match (part.kind, sink) {
+            (PartKind::Tar, Sink::Directory(target)) => {
+                if unpacked.is_some() {
+                    bail!("the stream has more than one tree");
+                }
+                let options = UnpackOptions { root: target.to_path_buf(), sync: true };
+                let summary = unpack(&mut *reader, &options, &mut counters)
+                    .with_context(|| format!("unpacking into {}", target.display()))?;
+                unpacked = Some(summary);
+            }
+            (PartKind::Tar | PartKind::Raw, Sink::Command(command)) => {
+                pipe_to(reader, command, &mut counters)?;
+            }
+            (PartKind::Raw, Sink::Directory(_)) => bail!("part {} is raw blocks, not a tree", part.name),
+        }
+    }
+    if unpacked.is_none() && matches!(sink, Sink::Directory(_)) {
+        bail!("the stream held no tree");
+    }
+    Ok(unpacked)
+}
+
+fn pipe_to(reader: &mut impl Read, command: &str, observer: &mut impl Observer) -> Result<()> {
+    let mut child = Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("running the sink command `{command}`"))?;
+    let mut pipe = child.stdin.take().context("the sink command has no input")?;
+    let mut buffer = vec![0; 1 << 20];
+    let copied = loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => break Ok(()),
+            Ok(n) => {
+                if let Err(e) = pipe.write_all(&buffer[..n]) {
+                    break Err(e).with_context(|| format!("writing to the sink command `{command}`"));
+                }
+                observer.bytes(n as u64);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => break Err(e).context("receiving the stream"),
+        }
+    };
+    drop(pipe);
+    if copied.is_err() {
+        // A program that was fed half a stream must not finish as if it were whole. It may be gone already.
+        let _ = child.kill();
+    }
+    let status = child.wait().with_context(|| format!("waiting for the sink command `{command}`"))?;
+    // How it ended says more than the broken pipe that followed.
+    if !status.success() && (copied.is_ok() || status.code().is_some()) {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => bail!("the sink command `{command}` ended with exit status {code}"),
+            (None, signal) => bail!("the sink command `{command}` ended by signal {}", signal.unwrap_or_default()),
+        }
+    }
+    copied
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_command_that_fails_is_a_failure_whether_it_reads_or_not() {
+        let big = vec![7; 4 << 20];
+        let mut counters = &Counters::default();
+        for (command, expected) in [
+            ("cat >/dev/null; exit 5", "the sink command `cat >/dev/null; exit 5` ended with exit status 5"),
+            ("exit 6", "the sink command `exit 6` ended with exit status 6"),
+        ] {
+            let error = pipe_to(&mut &big[..], command, &mut counters).unwrap_err();
+            assert_eq!(format!("{error:#}"), expected);
+        }
+        pipe_to(&mut &big[..], "cat >/dev/null", &mut counters).unwrap();
+    }
+}

@@ -1,0 +1,264 @@
+//! The control connection as the agent sees it. One thread reads and answers pings, one writes; the log goes to the
+//! server through a bounded queue that never makes the installation wait.
+
+use anyhow::{Context, Result, bail};
+use ka_chain::control::{self, Progress, Registration, Start, ToNode, ToServer};
+use ka_chain::stream::EndRecord;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Messages to the server that may wait.
+const QUEUE: usize = 1024;
+/// How long one attempt to connect may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// What the server decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The wave is over.
+    Released,
+    /// The server gave the deployment up, or is gone.
+    Lost(String),
+}
+
+/// A session with the server.
+#[derive(Debug)]
+pub struct Session {
+    out: SyncSender<ToServer>,
+    orders: Mutex<Receiver<ToNode>>,
+    verdict: Arc<Mutex<Option<Verdict>>>,
+    socket: TcpStream,
+    /// The server's address.
+    pub server: SocketAddr,
+    /// The name by which the server knows this node.
+    pub name: String,
+    /// What the node is to become, as opaque bytes.
+    pub order: Vec<u8>,
+}
+
+impl Session {
+    /// Connects to the server, trying again until `patience` is over, and registers.
+    ///
+    /// # Errors
+    /// When no server answers in time, or it refuses the node.
+    pub fn open(
+        server: &str,
+        patience: Duration,
+        register: impl Fn(&TcpStream) -> Result<Registration>,
+    ) -> Result<Self> {
+        let socket = connect(server, patience)?;
+        let address = socket.peer_addr().context("asking for the server's address")?;
+        let mut reader = socket.try_clone().context("cloning the control socket")?;
+        let mut writer = socket.try_clone().context("cloning the control socket")?;
+        control::send(&mut writer, &ToServer::Register(register(&socket)?)).context("registering")?;
+        let (name, order) = match control::receive(&mut reader).context("waiting for the server's answer")? {
+            Some(ToNode::Order { name, body }) => (name, body),
+            Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
+            Some(_) => bail!("the server answered with something else than an order"),
+            None => bail!("the server closed the connection without an answer"),
+        };
+        let (out, queue) = sync_channel::<ToServer>(QUEUE);
+        let (orders_in, orders) = sync_channel(16);
+        let verdict = Arc::new(Mutex::new(None));
+        std::thread::spawn(move || {
+            for message in queue {
+                if control::send(&mut writer, &message).is_err() {
+                    // The reading thread says what happened.
+                    break;
+                }
+            }
+            // The session was dropped: say goodbye properly. It may be closed already.
+            let _ = writer.shutdown(Shutdown::Write);
+        });
+        let pongs = out.clone();
+        let shared = Arc::clone(&verdict);
+        std::thread::spawn(move || read_loop(&mut reader, &pongs, &orders_in, &shared));
+        Ok(Self { out, orders: Mutex::new(orders), verdict, socket, server: address, name, order })
+    }
+
+    /// Tells the server something. A dead connection shows in [`Session::lost`], not here.
+    pub fn tell(&self, message: ToServer) {
+        // The writing thread is gone only when the connection is.
+        let _ = self.out.send(message);
+    }
+
+    /// Tells the server something if there is room, else not.
+    pub fn try_tell(&self, message: ToServer) -> bool {
+        !matches!(self.out.try_send(message), Err(TrySendError::Full(_)))
+    }
+
+    /// Tells how far the node is.
+    pub fn progress(&self, progress: Progress) {
+        self.try_tell(ToServer::Progress(progress));
+    }
+
+    /// Says that the node holds the end record.
+    pub fn ended(&self, record: EndRecord) {
+        self.tell(ToServer::Ended(record));
+    }
+
+    /// Waits for the node's place in the chain.
+    ///
+    /// # Errors
+    /// When the server gives up or goes away first.
+    pub fn wait_start(&self) -> Result<Start> {
+        loop {
+            let next = self
+                .orders
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .recv_timeout(Duration::from_millis(200));
+            match next {
+                Ok(ToNode::Start(start)) => return Ok(*start),
+                Ok(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("{}", self.lost().unwrap_or_else(|| "the server is gone".to_owned()))
+                }
+            }
+            if let Some(why) = self.lost() {
+                bail!("{why}");
+            }
+        }
+    }
+
+    /// Waits until the wave is released or the server is lost.
+    #[must_use]
+    pub fn wait_verdict(&self) -> Verdict {
+        loop {
+            if let Some(verdict) = self.verdict() {
+                return verdict;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What the server decided, if it did.
+    #[must_use]
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the server is lost, if it is.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        match self.verdict() {
+            Some(Verdict::Lost(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Ends the session after everything queued was sent, at most a few seconds.
+    pub fn close(self) {
+        let Self { out, socket, verdict, .. } = self;
+        drop(out);
+        // The reading thread ends when the server has seen our end and closed its own.
+        let end = Instant::now() + Duration::from_secs(5);
+        while verdict.lock().unwrap_or_else(PoisonError::into_inner).is_none() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // It may be closed already.
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn read_loop(
+    reader: &mut TcpStream,
+    pongs: &SyncSender<ToServer>,
+    orders: &SyncSender<ToNode>,
+    verdict: &Mutex<Option<Verdict>>,
+) {
+    let decide = |what: Verdict| {
+        let mut slot = verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        // A release stands: after it a closed connection is no loss.
+        if slot.is_none() {
+            *slot = Some(what);
+        }
+    };
+    loop {
+        match control::receive::<ToNode>(reader) {
+            // When the queue is full the server has other signs of life.
+            Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(ToServer::Pong(n))),
+            Ok(Some(ToNode::Release)) => decide(Verdict::Released),
+            Ok(Some(ToNode::Abort(why))) => decide(Verdict::Lost(format!("the server gave up: {why}"))),
+            Ok(Some(order)) => {
+                if orders.try_send(order).is_err() {
+                    decide(Verdict::Lost("the server sends more orders than there can be".to_owned()));
+                    return;
+                }
+            }
+            Ok(None) => {
+                decide(Verdict::Lost("the server closed the control connection".to_owned()));
+                return;
+            }
+            Err(e) => {
+                decide(Verdict::Lost(format!("the control connection failed: {e}")));
+                return;
+            }
+        }
+    }
+}
+
+fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
+    let end = Instant::now() + patience;
+    let mut said = false;
+    loop {
+        let failure = match server.to_socket_addrs() {
+            Err(e) => anyhow::Error::new(e).context(format!("looking up the server {server}")),
+            Ok(addresses) => {
+                let mut failure = anyhow::anyhow!("the server {server} has no address");
+                for address in addresses {
+                    match control::connect(address, CONNECT) {
+                        Ok(socket) => return Ok(socket),
+                        Err(e) => failure = e.into(),
+                    }
+                }
+                failure
+            }
+        };
+        if Instant::now() >= end {
+            return Err(failure);
+        }
+        if !said {
+            log::warn!("{failure:#}; trying again for {} s", patience.as_secs());
+            said = true;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// A listener for the node's children, on any free port, over IPv6 and IPv4 where there is IPv6.
+///
+/// # Errors
+/// When the kernel gives no port.
+pub fn data_listener() -> Result<TcpListener> {
+    TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).context("opening a port for the chain")
+}
+
+/// This machine's addresses that others could reach: no loopback, no link-local ones.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn addresses() -> Result<Vec<IpAddr>> {
+    let mut found = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().context("listing the addresses")? {
+        let Some(address) = interface.address else { continue };
+        let ip = if let Some(v4) = address.as_sockaddr_in() {
+            IpAddr::V4(v4.ip())
+        } else if let Some(v6) = address.as_sockaddr_in6() {
+            IpAddr::V6(v6.ip())
+        } else {
+            continue;
+        };
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if !ip.is_loopback() && !ip.is_unspecified() && !link_local {
+            found.push(ip);
+        }
+    }
+    Ok(found)
+}

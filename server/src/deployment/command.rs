@@ -1,0 +1,292 @@
+//! The command line of `ka-server deploy`, and what it means.
+
+use crate::nodes::Pattern;
+use anyhow::{Context, Result, bail};
+use argh::FromArgs;
+use ka_chain::feed::Compression;
+use ka_cli::units::{parse_size, parse_time};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a deployment listens when nobody says otherwise: one port for control and data.
+pub const PORT: u16 = crate::boot::SERVER_PORT;
+
+/// clone this machine (or the tree below --root) onto nodes
+#[derive(FromArgs, Debug, Default)]
+#[argh(subcommand, name = "deploy")]
+pub struct DeployArgs {
+    /// start when N nodes are ready
+    #[argh(option, arg_name = "N")]
+    pub nodes: Option<u32>,
+    /// with --wait: never start with fewer (default 1)
+    #[argh(option, arg_name = "M", default = "1")]
+    pub min_nodes: u32,
+    /// start this long after the first node is ready, even without all
+    #[argh(option, arg_name = "TIME")]
+    pub wait: Option<String>,
+    /// give up when the deployment is not over by then
+    #[argh(option, arg_name = "TIME")]
+    pub deadline: Option<String>,
+    /// the golden tree (default /)
+    #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/\")")]
+    pub root: PathBuf,
+    /// leave out what matches; a directory that matches is sent empty (repeatable)
+    #[argh(option, arg_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// leave out what cannot be read, and list it, instead of failing
+    #[argh(switch)]
+    pub skip_unreadable: bool,
+    /// the layout file (default: the layout of this machine)
+    #[argh(option, arg_name = "FILE")]
+    pub layout: Option<PathBuf>,
+    /// send what this command writes (a tar stream) instead of a tree
+    #[argh(option, arg_name = "COMMAND")]
+    pub source_cmd: Option<String>,
+    /// lines `MAC NAME [group=G]`; only these nodes are installed
+    #[argh(option, arg_name = "FILE")]
+    pub nodes_file: Option<PathBuf>,
+    /// names of nodes that are in no file (default node{{n}})
+    #[argh(option, arg_name = "PATTERN")]
+    pub name_pattern: Option<String>,
+    /// order of the chain: ip (default) or arrival
+    #[argh(option, arg_name = "ORDER", default = "String::from(\"ip\")")]
+    pub order: String,
+    /// children of each node: 1 is a chain (default), more a tree
+    #[argh(option, arg_name = "K", default = "1")]
+    pub arity: usize,
+    /// a node that answers no ping for so long is dead (default 8 s)
+    #[argh(option, arg_name = "TIME", default = "String::from(\"8s\")")]
+    pub dead_after: String,
+    /// auto (default), off, or a zstd level from 1 to 19
+    #[argh(option, arg_name = "LEVEL", default = "String::from(\"auto\")")]
+    pub compress: String,
+    /// memory for chunks that nodes have not taken yet (default 64M)
+    #[argh(option, arg_name = "SIZE", default = "String::from(\"64M\")")]
+    pub window: String,
+    /// address and port for control and data (default [::]:5757)
+    #[argh(option, arg_name = "ADDR")]
+    pub listen: Option<String>,
+    /// also run the PXE service on this interface
+    #[argh(option, arg_name = "IFACE")]
+    pub pxe: Option<String>,
+    /// with --pxe: be the DHCP server, for FIRST-LAST, or auto (default: proxy-DHCP)
+    #[argh(option, arg_name = "RANGE")]
+    pub dhcp: Option<String>,
+    /// with --pxe: what ka-image made (default /var/lib/ka/boot)
+    #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/var/lib/ka/boot\")")]
+    pub boot_dir: PathBuf,
+    /// with --pxe: more words for the nodes' kernel command line
+    #[argh(option, arg_name = "ARGS", default = "String::new()")]
+    pub append: String,
+    /// with --pxe: port of the HTTP service (default: one that is free)
+    #[argh(option, arg_name = "PORT", default = "0")]
+    pub http_port: u16,
+    /// with --pxe: how long to go on serving installed nodes their local boot (default 3m)
+    #[argh(option, arg_name = "TIME", default = "String::from(\"3m\")")]
+    pub linger: String,
+    /// remember node states here (default /var/lib/ka/nodes.json)
+    #[argh(option, arg_name = "FILE", default = "PathBuf::from(\"/var/lib/ka/nodes.json\")")]
+    pub state: PathBuf,
+    /// the operator's hooks (default /etc/ka/hooks.d, if it is there)
+    #[argh(option, arg_name = "DIR")]
+    pub hooks: Option<PathBuf>,
+    /// leave this autoconfig piece out (repeatable)
+    #[argh(option, arg_name = "PIECE")]
+    pub skip: Vec<String>,
+    /// ssh host keys: generate (default) or keep
+    #[argh(option, arg_name = "POLICY", default = "String::from(\"generate\")")]
+    pub ssh_keys: String,
+    /// drop fstab lines that contain this word (repeatable)
+    #[argh(option, arg_name = "WORD")]
+    pub drop_fstab: Vec<String>,
+    /// uEFI boot order: disk-first (default) or pxe-first
+    #[argh(option, arg_name = "ORDER", default = "String::from(\"disk-first\")")]
+    pub efi_boot: String,
+    /// build the clones' initramfs anew: auto (default), always, never
+    #[argh(option, arg_name = "WHEN", default = "String::from(\"auto\")")]
+    pub initramfs: String,
+    /// write the names of installed nodes here, one a line
+    #[argh(option, arg_name = "FILE")]
+    pub ok_file: Option<PathBuf>,
+    /// write the names of failed nodes here, one a line
+    #[argh(option, arg_name = "FILE")]
+    pub failed_file: Option<PathBuf>,
+    /// one log file per node goes here (default /var/log/ka)
+    #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/var/log/ka\")")]
+    pub log_dir: PathBuf,
+    /// print JSON lines instead of text
+    #[argh(switch)]
+    pub json: bool,
+    /// show the layout and what would be sent, then stop
+    #[argh(switch)]
+    pub dry_run: bool,
+}
+
+/// In which order nodes stand in the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By address, numerically.
+    Ip,
+    /// As they registered.
+    Arrival,
+}
+
+/// The values that are not plain words, read and checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Nodes to wait for.
+    pub nodes: Option<u32>,
+    /// Never start with fewer.
+    pub min_nodes: u32,
+    /// Start so long after the first is ready.
+    pub wait: Option<Duration>,
+    /// Give up after this.
+    pub deadline: Option<Duration>,
+    /// The order of the chain.
+    pub order: Order,
+    /// Children of each node.
+    pub arity: usize,
+    /// Silence that means death.
+    pub dead_after: Duration,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// Wire bytes of the server's window.
+    pub window: usize,
+    /// Where to listen.
+    pub listen: Vec<SocketAddr>,
+    /// How long to serve local boots at the end.
+    pub linger: Duration,
+    /// Names of nodes that are in no file.
+    pub pattern: Pattern,
+}
+
+/// Level for `auto`: at least 3, as the wire is the brake on real clusters.
+const AUTO_LEVEL: i32 = 3;
+
+impl DeployArgs {
+    /// Reads and checks the values.
+    ///
+    /// # Errors
+    /// Names the option and what is wrong with it.
+    pub fn settings(&self) -> Result<Settings> {
+        let time = |name: &str, text: &str| parse_time(text).with_context(|| format!("--{name}"));
+        if self.nodes == Some(0) || self.min_nodes == 0 {
+            bail!("--nodes and --min-nodes must be at least 1");
+        }
+        if self.nodes.is_none() && self.wait.is_none() && !self.dry_run {
+            bail!("say when to start: --nodes N (when N are ready) or --wait TIME (after the first is ready)");
+        }
+        if self.nodes.is_some_and(|n| n < self.min_nodes) {
+            bail!("--min-nodes {} is more than --nodes", self.min_nodes);
+        }
+        if !(1..=16).contains(&self.arity) {
+            bail!("--arity must be from 1 to 16");
+        }
+        let compression = match self.compress.as_str() {
+            "auto" => Compression::Level(AUTO_LEVEL),
+            "off" => Compression::Off,
+            level => match level.parse() {
+                Ok(level @ 1..=19) => Compression::Level(level),
+                _ => bail!("--compress {level}: auto, off, or a level from 1 to 19"),
+            },
+        };
+        let order = match self.order.as_str() {
+            "ip" => Order::Ip,
+            "arrival" => Order::Arrival,
+            other => bail!("--order {other}: ip or arrival"),
+        };
+        let window = parse_size(&self.window).context("--window")?;
+        if !(2 << 20..=4 << 30).contains(&window) {
+            bail!("--window must be from 2M to 4G");
+        }
+        let dead_after = time("dead-after", &self.dead_after)?;
+        if dead_after < Duration::from_secs(2) {
+            bail!("--dead-after must be at least 2 s: nodes are pinged once a second");
+        }
+        Ok(Settings {
+            nodes: self.nodes,
+            min_nodes: self.min_nodes,
+            wait: self.wait.as_deref().map(|t| time("wait", t)).transpose()?,
+            deadline: self.deadline.as_deref().map(|t| time("deadline", t)).transpose()?,
+            order,
+            arity: self.arity,
+            dead_after,
+            compression,
+            window: usize::try_from(window).context("--window")?,
+            listen: self.listen_addresses()?,
+            linger: time("linger", &self.linger)?,
+            pattern: match &self.name_pattern {
+                None => Pattern::default(),
+                Some(text) => text.parse().context("--name-pattern")?,
+            },
+        })
+    }
+
+    /// `ADDR`, `ADDR:PORT`, `:PORT` or nothing. Without an address all are listened on, by IPv6 and IPv4.
+    fn listen_addresses(&self) -> Result<Vec<SocketAddr>> {
+        let everywhere = |port: u16| vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))];
+        let Some(text) = self.listen.as_deref() else { return Ok(everywhere(PORT)) };
+        if let Some(port) = text.strip_prefix(':').or_else(|| text.strip_prefix("[::]:")) {
+            return Ok(everywhere(port.parse().with_context(|| format!("--listen {text}: not a port"))?));
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(vec![address]);
+        }
+        match text.parse() {
+            Ok(ip) => Ok(vec![SocketAddr::new(ip, PORT)]),
+            Err(_) => bail!("--listen {text}: an IP address, with or without a port, or :PORT"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ka_cli::args::parse_from;
+
+    /// test
+    #[derive(FromArgs)]
+    struct Top {
+        #[argh(subcommand)]
+        command: Sub,
+    }
+    #[derive(FromArgs)]
+    #[argh(subcommand)]
+    enum Sub {
+        Deploy(DeployArgs),
+    }
+
+    fn settings(words: &[&str]) -> Result<Settings> {
+        let words = std::iter::once("deploy").chain(words.iter().copied()).map(Into::into);
+        let Sub::Deploy(args) = parse_from::<Top>("ka-server", "0", words).unwrap().command;
+        args.settings()
+    }
+
+    #[test]
+    fn values_are_read() {
+        let s = settings(&["--nodes=3", "--compress=off", "--listen=10.0.0.1", "--order=arrival"]).unwrap();
+        assert_eq!((s.nodes, s.compression, s.order), (Some(3), Compression::Off, Order::Arrival));
+        assert_eq!(s.listen, ["10.0.0.1:5757".parse().unwrap()]);
+        let s = settings(&["--nodes=1", "--listen", ":0"]).unwrap();
+        assert_eq!(s.listen.len(), 2);
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (words, expected) in [
+            (&[][..], "say when to start"),
+            (&["--nodes=0"], "at least 1"),
+            (&["--nodes=2", "--min-nodes=3"], "--min-nodes 3"),
+            (&["--nodes=1", "--compress=20"], "--compress 20"),
+            (&["--nodes=1", "--order=random"], "--order random"),
+            (&["--nodes=1", "--dead-after=1"], "at least 2 s"),
+            (&["--nodes=1", "--listen=nowhere"], "--listen nowhere"),
+            (&["--nodes=1", "--arity=0"], "--arity"),
+            (&["--nodes=1", "--wait=soon"], "--wait"),
+        ] {
+            let error = format!("{:#}", settings(words).unwrap_err());
+            assert!(error.contains(expected), "{words:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! `ka-server deploy`: one deployment from start to summary. [`state`] decides, [`listen`] talks to the nodes, [`source`]
+//! feeds the chain, and the loop here carries events and actions between them.
+
+pub mod command;
+pub mod display;
+pub mod golden;
+pub mod listen;
+pub mod logs;
+mod pxe;
+pub mod source;
+pub mod state;
+
+use crate::nodes::{Identity, Mac, Nodes};
+use anyhow::{Context, Result};
+use command::DeployArgs;
+use display::Display;
+use golden::Plan;
+use ka_chain::control::{Registration, ToNode, ToServer};
+use ka_chain::feed::Feeder;
+use ka_chain::link::LinkId;
+use ka_chain::node::Children;
+use ka_chain::seal::{Wave, random};
+use ka_chain::window::Window;
+use ka_cli::exit::Exit;
+use ka_layout::order::InstallOrder;
+use listen::{Hub, Incoming};
+use logs::Logs;
+use pxe::Pxe;
+use source::{Current, Sent, Source};
+use state::{Action, Deployment, Status, installs};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How often the state machine looks at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// Events from the network that may wait.
+const QUEUE: usize = 4096;
+/// How long closing connections may take at the end, so that last messages arrive.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Runs a deployment.
+///
+/// # Errors
+/// When it cannot begin; what happens to nodes is in the exit code and the summary.
+pub fn run(args: &DeployArgs) -> Result<Exit> {
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(e) => {
+            eprintln!("ka-server: {e:#}");
+            return Ok(Exit::Usage);
+        }
+    };
+    let interrupted = ka_sys::signals::termination_flag().context("catching signals")?;
+    let mut display = Display::new(args.json);
+    let plan = Plan::make(args)?;
+    for warning in &plan.warnings {
+        display.say(&format!("warning: {warning}"));
+    }
+    if args.dry_run {
+        println!("{}", plan.layout_text.trim_end());
+        for (path, used) in &plan.golden.used {
+            println!("# {path}: {} in {} entries", ka_cli::units::show_size(used.bytes), used.inodes);
+        }
+        return Ok(Exit::Done);
+    }
+    let nodes = match &args.nodes_file {
+        Some(path) => Nodes::read(path, settings.pattern.clone())?,
+        None => Nodes::unlisted(settings.pattern.clone()),
+    };
+    let id = random().context("making an id for the deployment")?;
+    let name = deployment_name(&id);
+    let logs = Logs::new(&args.log_dir, &name)?;
+    let (sender, incoming) = sync_channel(QUEUE);
+    let (hub, port) = Hub::listen(&settings.listen, sender)?;
+    display.say(&format!(
+        "deployment {name}: listening on TCP port {port} (open it in the firewall), logs in {}",
+        logs.folder().display()
+    ));
+    let pxe = Pxe::start(args, nodes, port)?;
+    let linger = settings.linger;
+    let deadline = settings.deadline.map(|d| Instant::now() + d);
+    let mut run = Run {
+        args,
+        plan,
+        name,
+        logs,
+        hub: Arc::clone(&hub),
+        deployment: Deployment::new(settings.clone(), id),
+        threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+        window: settings.window,
+        compression: settings.compression,
+        pxe,
+        feeding: None,
+        plain: Arc::default(),
+        current: Current::default(),
+        summary: None,
+        connections: BTreeMap::new(),
+    };
+    let ended = run.until_over(&incoming, &mut display, interrupted, deadline);
+    let exit = run.finish(&mut display, ended)?;
+    if matches!(exit, Exit::Done | Exit::SomeNodesFailed) {
+        run.pxe.linger(linger, interrupted, |text| display.say(text));
+    }
+    hub.stop();
+    Ok(exit)
+}
+
+/// How the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Over,
+    Interrupted,
+    Deadline,
+}
+
+struct Run<'a> {
+    args: &'a DeployArgs,
+    plan: Plan,
+    name: String,
+    logs: Logs,
+    hub: Arc<Hub>,
+    deployment: Deployment,
+    threads: usize,
+    window: usize,
+    compression: ka_chain::feed::Compression,
+    pxe: Pxe,
+    feeding: Option<(Receiver<Result<Sent>>, Arc<Window>)>,
+    plain: Arc<AtomicU64>,
+    current: Current,
+    summary: Option<ka_archive::PackSummary>,
+    /// Names of nodes by connection, also of those that the deployment refused, for their logs.
+    connections: BTreeMap<state::ConnectionId, String>,
+}
+
+impl Run<'_> {
+    fn until_over(
+        &mut self,
+        incoming: &Receiver<Incoming>,
+        display: &mut Display,
+        interrupted: &AtomicBool,
+        deadline: Option<Instant>,
+    ) -> Ended {
+        let mut ping = 0;
+        let mut last_ping = Instant::now();
+        loop {
+            let mut actions = Vec::new();
+            match incoming.recv_timeout(TICK) {
+                Ok(event) => {
+                    actions.extend(self.event(event));
+                    // What waits already is taken at once; bounded, so that time is looked at too.
+                    for event in incoming.try_iter().take(QUEUE) {
+                        actions.extend(self.event(event));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            let now = Instant::now();
+            if let Some((done, _)) = &self.feeding
+                && let Ok(result) = done.try_recv()
+            {
+                self.feeding = None;
+                let result = result.map(|sent| {
+                    self.summary = sent.summary;
+                    sent.record
+                });
+                actions.extend(self.deployment.fed(result.map_err(|e| format!("{e:#}"))));
+            }
+            actions.extend(self.deployment.tick(now));
+            if now.duration_since(last_ping) >= ka_chain::control::PING {
+                last_ping = now;
+                ping += 1;
+                let connected = self.deployment.nodes.values().filter(|n| n.connected);
+                actions.extend(connected.map(|n| Action::Send(n.connection, ToNode::Ping(ping))));
+            }
+            for line in self.pxe.news() {
+                display.say(&line);
+            }
+            for action in actions {
+                self.perform(action, display);
+            }
+            let plain = self.plain.load(Ordering::Relaxed);
+            display.update(&self.deployment, plain, self.plan.total(), &self.current.get());
+            if self.deployment.is_over() {
+                return Ended::Over;
+            }
+            if interrupted.load(Ordering::SeqCst) {
+                return Ended::Interrupted;
+            }
+            if deadline.is_some_and(|d| now >= d) {
+                return Ended::Deadline;
+            }
+        }
+    }
+
+    fn event(&mut self, event: Incoming) -> Vec<Action> {
+        let now = Instant::now();
+        match event {
+            Incoming::Registered(connection, address, registration) => {
+                match self.order_for(&registration, address) {
+                    Ok((identity, order)) => {
+                        self.connections.insert(connection, identity.name.clone());
+                        self.deployment.register(connection, identity.name, address, registration, order, now)
+                    }
+                    Err(e) => vec![
+                        Action::Send(connection, ToNode::Refused(format!("{e:#}"))),
+                        Action::Close(connection),
+                        Action::Say(format!("{address} was refused: {e:#}")),
+                    ],
+                }
+            }
+            Incoming::Message(connection, message) => {
+                if let Some(name) = self.connections.get(&connection) {
+                    match &message {
+                        ToServer::Log { text, .. } => self.logs.line(name, text),
+                        ToServer::Failed { step, error } => {
+                            self.logs.line(name, &format!("FAILED in step {step}: {error}"));
+                        }
+                        ToServer::Fact { name: fact, value } => self.logs.line(name, &format!("{fact}: {value}")),
+                        _ => {}
+                    }
+                }
+                self.deployment.message(connection, message, now)
+            }
+            Incoming::Closed(connection, why) => {
+                if let Some(name) = self.connections.remove(&connection) {
+                    self.logs.line(&name, &format!("connection closed: {why}"));
+                }
+                self.deployment.closed(connection, &why, now)
+            }
+        }
+    }
+
+    /// Who a node becomes, and what it is told.
+    fn order_for(
+        &mut self,
+        registration: &Registration,
+        address: std::net::IpAddr,
+    ) -> Result<(Identity, Vec<u8>)> {
+        let mac: Option<Mac> = match &registration.mac {
+            Some(text) => Some(text.parse().context("the node's MAC address")?),
+            None => None,
+        };
+        let identity = self.pxe.identity(mac, registration, address)?;
+        if !installs(registration) {
+            return Ok((identity, Vec::new()));
+        }
+        self.pxe.installing(&identity.name, mac);
+        let order = InstallOrder {
+            deployment: self.name.clone(),
+            node: ka_layout::order::Identity {
+                name: identity.name.clone(),
+                index: identity.index,
+                mac: registration.mac.clone(),
+                group: identity.group.clone(),
+            },
+            layout: self.plan.layout_text.clone(),
+            golden: self.plan.golden.clone(),
+            policy: self.plan.policy.clone(),
+            hooks: self.plan.hooks.clone(),
+        };
+        let body = order.to_bytes().context("writing the order")?;
+        Ok((identity, body))
+    }
+
+    fn perform(&mut self, action: Action, display: &mut Display) {
+        match action {
+            Action::Send(connection, message) => self.hub.send(connection, message),
+            Action::Close(connection) => self.hub.close(connection),
+            Action::Say(text) => display.say(&text),
+            Action::Feed(wave, links) => self.start_feeding(&wave, &links),
+            Action::Final(name) => {
+                let installed =
+                    self.deployment.nodes.get(&name).is_some_and(|n| n.status == Status::Done && installs(&n.registration));
+                self.pxe.finished(&name, installed);
+            }
+        }
+    }
+
+    fn start_feeding(&mut self, wave: &Wave, links: &[LinkId]) {
+        let window = Window::new(self.window);
+        self.hub.feed(Children::new(&window, links));
+        let feeder = Feeder::new(wave, Arc::clone(&window), self.compression, self.threads);
+        self.plain = feeder.counter();
+        let source = match &self.args.source_cmd {
+            Some(command) => Source::Command(command.clone()),
+            None => Source::Tree(self.plan.pack.clone()),
+        };
+        let current = self.current.clone();
+        let (done, receiver) = sync_channel(1);
+        std::thread::spawn(move || {
+            // Nobody takes it when the deployment was interrupted.
+            let _ = done.send(source::feed(&source, feeder, current));
+        });
+        self.feeding = Some((receiver, window));
+    }
+
+    /// Summary, files, exit code.
+    fn finish(&mut self, display: &mut Display, ended: Ended) -> Result<Exit> {
+        let why = match ended {
+            Ended::Over => None,
+            Ended::Interrupted => Some("the operator interrupted the deployment"),
+            Ended::Deadline => Some("the deployment's deadline has passed"),
+        };
+        if let Some(why) = why {
+            display.say(why);
+            let connected = self.deployment.nodes.values().filter(|n| n.connected);
+            for connection in connected.map(|n| n.connection) {
+                self.hub.send(connection, ToNode::Abort(why.to_owned()));
+                self.hub.close(connection);
+            }
+            if let Some((_, window)) = &self.feeding {
+                window.stop(why);
+            }
+            std::thread::sleep(GOODBYE);
+        }
+        if let Some(summary) = &self.summary {
+            report_pack(summary, display);
+        }
+        display.summary(&self.deployment, self.plan.total(), Instant::now());
+        let strays = self.hub.strays.load(Ordering::Relaxed);
+        if strays > 0 {
+            display.say(&format!("{strays} connections were neither nodes nor children and were dropped"));
+        }
+        self.write_names(self.args.ok_file.as_deref(), |s| *s == Status::Done)?;
+        self.write_names(self.args.failed_file.as_deref(), |s| *s != Status::Done)?;
+        let (done, failed) = self.deployment.counts();
+        Ok(match ended {
+            Ended::Interrupted => Exit::Interrupted,
+            Ended::Deadline => Exit::TimedOut,
+            Ended::Over if failed == 0 && done > 0 => Exit::Done,
+            Ended::Over if done > 0 => Exit::SomeNodesFailed,
+            Ended::Over => Exit::Failed,
+        })
+    }
+
+    fn write_names(&self, path: Option<&Path>, wanted: impl Fn(&Status) -> bool) -> Result<()> {
+        let Some(path) = path else { return Ok(()) };
+        let mut text = String::new();
+        for node in self.deployment.nodes.values().filter(|n| wanted(&n.status)) {
+            text.push_str(&node.name);
+            text.push('\n');
+        }
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// What the operator should know of the golden tree after it was sent.
+fn report_pack(summary: &ka_archive::PackSummary, display: &Display) {
+    for (what, list) in [
+        ("changed while they were read", &summary.changed),
+        ("vanished while they were read", &summary.vanished),
+        ("could not be read and were left out", &summary.unreadable),
+    ] {
+        if list.total > 0 {
+            let more = if list.total > list.first.len() as u64 { " ..." } else { "" };
+            display.say(&format!("{} files {what}: {}{more}", list.total, list.first.join(" ")));
+        }
+    }
+}
+
+/// A name for people and file names: the time in UTC and a part of the random id.
+fn deployment_name(id: &[u8; 16]) -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from days since 1970, by the method of era, year of era and day of year.
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let doe = z % 146_097;
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + u64::from(month <= 2);
+    let mut name = format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}-", rest / 3600, rest / 60 % 60, rest % 60);
+    for byte in &id[..3] {
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
