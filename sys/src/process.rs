@@ -192,6 +192,26 @@ fn enter_root(command: &mut Command, root: &Path) {
     }
 }
 
+/// Makes the program that `command` will start be killed when the thread that starts it ends, however it ends.
+#[allow(unsafe_code)]
+pub fn die_with_parent(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec only the system calls prctl and getppid are made, both async-signal-safe; nothing
+    // is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            // The parent may have ended before the line above took effect.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error()))
+            }
+        });
+    }
+}
+
 fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
     let mut pause = Duration::from_millis(1);
     loop {
@@ -248,6 +268,18 @@ mod tests {
     fn a_missing_program_is_named() {
         let error = run(&mut Command::new("/no/such/program"), LIMIT).unwrap_err().to_string();
         assert!(error.starts_with("cannot run /no/such/program: No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_child_dies_with_the_thread_that_started_it() {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        die_with_parent(&mut command);
+        let start = Instant::now();
+        let mut child = std::thread::spawn(move || command.spawn().unwrap()).join().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(9));
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
