@@ -1,0 +1,510 @@
+//! Makes the entries of a stream on the disk, in the order create, content, owner, mode, xattrs, times: each step would
+//! undo part of a later one (writing and a change of owner clear capabilities, a change of owner clears setuid). What
+//! directories get last stands in deferred.rs.
+
+use std::ffi::{CStr, CString};
+use std::io::Read;
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
+    fchown, fstat, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
+    utimensat,
+};
+use rustix::io::{Errno, pread, pwrite, write};
+
+use crate::deferred::{Deferred, Record};
+use crate::entry::{Entry, Kind};
+use crate::input::Input;
+use crate::target::{Directory, Feature, FsKind, Target, clean, split};
+use crate::unpack::{UnpackError, UnpackSummary};
+use crate::xattr::{self, ACCESS_ACL, DEFAULT_ACL, Object, Xattrs};
+use crate::{Observer, shown, sparse};
+
+/// How much of one file is written between two words to the observer.
+const REPORT_EVERY: u64 = 4 << 20;
+
+pub(crate) struct Restorer {
+    target: Target,
+    deferred: Deferred,
+    summary: UnpackSummary,
+}
+
+/// What an inode gets beside its content.
+struct Metadata<'a> {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    mtime: (i64, u32),
+    xattrs: &'a Xattrs,
+}
+
+impl<'a> Metadata<'a> {
+    fn of(entry: &'a Entry) -> Self {
+        Self { uid: entry.uid, gid: entry.gid, mode: entry.mode, mtime: entry.mtime, xattrs: &entry.xattrs }
+    }
+}
+
+impl Restorer {
+    pub(crate) fn new(root: &Path) -> Result<Self, UnpackError> {
+        Ok(Self {
+            target: Target::open(root)?,
+            deferred: Deferred::default(),
+            summary: UnpackSummary::default(),
+        })
+    }
+
+    /// Restores one entry and takes its content from `input`.
+    pub(crate) fn entry<R: Read>(
+        &mut self,
+        entry: &Entry,
+        input: &mut Input<R>,
+        reported: &mut u64,
+        observer: &mut dyn Observer,
+    ) -> Result<(), UnpackError> {
+        let refuse = |why: &str| UnpackError::Refused {
+            path: entry.path.escape_ascii().to_string(),
+            why: why.to_owned(),
+        };
+        let path = clean(&entry.path).map_err(refuse)?;
+        observer.entry(&path);
+        if entry.kind == Kind::Directory {
+            self.directory(&path, entry)?;
+        } else if path.is_empty() {
+            return Err(refuse("the root can only be a directory"));
+        } else {
+            let (parent, name) = split(&path);
+            let name = c_string(name, &path)?;
+            let parent = self.target.directory(parent, true)?;
+            match entry.kind {
+                Kind::File => {
+                    let fd = self.create(&parent, &name, &path)?;
+                    fill(&fd, entry, &path, input, reported, observer)?;
+                    self.file_metadata(&fd, parent.kind, &Metadata::of(entry), &path)?;
+                    self.summary.files += 1;
+                    self.summary.content_bytes += entry.stored;
+                }
+                Kind::HardLink => self.hard_link(entry, &parent, &name, &path)?,
+                _ => self.special(entry, &parent, &name, &path)?,
+            }
+        }
+        input.skip_padding(entry.stored)?;
+        observer.bytes(input.position() - *reported);
+        *reported = input.position();
+        Ok(())
+    }
+
+    /// An error, unless `result` is one that only says that FAT cannot hold the feature: that is counted.
+    fn allow(
+        &mut self,
+        result: Result<(), Errno>,
+        kind: FsKind,
+        feature: Feature<'_>,
+        operation: &str,
+        path: &[u8],
+    ) -> Result<bool, UnpackError> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(e) if kind.cannot_hold(feature, e) => {
+                self.summary.not_representable.add(|| format!("{operation} {}", shown(path)));
+                Ok(false)
+            }
+            Err(e) => Err(UnpackError::file(operation, path, e)),
+        }
+    }
+
+    /// Removes what is in an entry's way.
+    fn clear(&mut self, parent: &Directory, name: &CString, path: &[u8]) -> Result<(), UnpackError> {
+        if self.target.clear(parent, name, path)? {
+            self.deferred.forget(path);
+        }
+        Ok(())
+    }
+
+    /// A new, empty file that is open for writing.
+    fn create(&mut self, parent: &Directory, name: &CString, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || openat(parent, name, flags, Mode::from_raw_mode(0o600));
+        let opened = match open() {
+            Err(Errno::EXIST) => {
+                self.clear(parent, name, path)?;
+                open()
+            }
+            other => other,
+        };
+        opened.map_err(|e| UnpackError::file("creating", path, e))
+    }
+
+    fn file_metadata(
+        &mut self,
+        fd: &OwnedFd,
+        kind: FsKind,
+        meta: &Metadata<'_>,
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
+        let owner = fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)));
+        self.allow(owner, kind, Feature::Owner, "setting the owner of", path)?;
+        let mode = fchmod(fd, Mode::from_raw_mode(meta.mode));
+        self.allow(mode, kind, Feature::Mode, "setting the mode of", path)?;
+        for (name, value) in meta.xattrs {
+            self.set_xattr(Object::Open(fd.as_fd()), kind, name, value, path)?;
+        }
+        futimens(fd, &times(meta.mtime)).map_err(|e| UnpackError::file("setting the time of", path, e))
+    }
+
+    fn set_xattr(
+        &mut self,
+        object: Object<'_>,
+        kind: FsKind,
+        name: &CStr,
+        value: &[u8],
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
+        let result = xattr::set(object, name, value);
+        let operation = || format!("setting the extended attribute {} of", name.to_bytes().escape_ascii());
+        match result {
+            Ok(()) => Ok(()),
+            other => self.allow(other, kind, Feature::Xattr(name.to_bytes()), &operation(), path).map(|_| ()),
+        }
+    }
+
+    fn directory(&mut self, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+        let (directory, merged) = self.open_new_directory(path)?;
+        let kind = directory.kind;
+        if merged {
+            self.strip(directory.as_fd(), &entry.xattrs, path)?;
+        }
+        let owner = fchown(&*directory, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        self.allow(owner, kind, Feature::Owner, "setting the owner of", path)?;
+        // Until its content stands, the owner can get into it.
+        let mode = fchmod(&*directory, Mode::from_raw_mode(entry.mode | 0o700));
+        self.allow(mode, kind, Feature::Mode, "setting the mode of", path)?;
+        let mut default_acl = None;
+        for (name, value) in &entry.xattrs {
+            if name.as_c_str() == DEFAULT_ACL {
+                default_acl = Some(&value[..]);
+            } else {
+                self.set_xattr(Object::Open(directory.as_fd()), kind, name, value, path)?;
+            }
+        }
+        // Modes have 12 bits here, so that the conversion cannot fail.
+        let mode = (entry.mode & 0o700 != 0o700).then(|| u16::try_from(entry.mode).unwrap_or(0));
+        self.deferred.push(&Record { path, mode, mtime: entry.mtime, default_acl }, merged);
+        self.summary.directories += 1;
+        Ok(())
+    }
+
+    /// The directory at `path`, open, and whether it was there before.
+    fn open_new_directory(&mut self, path: &[u8]) -> Result<(Rc<Directory>, bool), UnpackError> {
+        if path.is_empty() {
+            return Ok((self.target.directory(path, false)?, true));
+        }
+        let (parent, name) = split(path);
+        let name = c_string(name, path)?;
+        let parent = self.target.directory(parent, true)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let make = || mkdirat(&*parent, &name, Mode::from_raw_mode(0o700));
+        let open = || openat(&*parent, &name, flags, Mode::empty());
+        let failed = |e| UnpackError::file("making the directory", path, e);
+        let mut merged = false;
+        let fd = match make() {
+            Ok(()) => open(),
+            Err(Errno::EXIST) => match open() {
+                Ok(fd) => {
+                    merged = true;
+                    Ok(fd)
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) => {
+                    self.clear(&parent, &name, path)?;
+                    make().map_err(failed)?;
+                    open()
+                }
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(e),
+        };
+        if merged {
+            // It may be open already; a second descriptor would only push another out.
+            return Ok((self.target.directory(path, false)?, true));
+        }
+        Ok((self.target.keep(path, fd.map_err(failed)?)?, false))
+    }
+
+    /// Takes from a directory that was there before the attributes that its entry does not have.
+    fn strip(&mut self, fd: BorrowedFd<'_>, wanted: &Xattrs, path: &[u8]) -> Result<(), UnpackError> {
+        let fail = |e| UnpackError::file("removing old extended attributes of", path, e);
+        for (name, _) in xattr::read_all(Object::Open(fd), &mut Vec::new()).map_err(fail)? {
+            let bytes = name.to_bytes();
+            // Labels of a security module are not ours to remove.
+            let ours = bytes.starts_with(b"user.")
+                || bytes.starts_with(b"trusted.")
+                || [ACCESS_ACL, DEFAULT_ACL].contains(&name.as_c_str());
+            if ours && !wanted.iter().any(|(w, _)| *w == name) || name.as_c_str() == DEFAULT_ACL {
+                xattr::remove(fd, &name).map_err(fail)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Symlinks, devices and fifos: what must not be opened is handled by name.
+    fn special(
+        &mut self,
+        entry: &Entry,
+        parent: &Directory,
+        name: &CString,
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
+        let link =
+            if entry.kind == Kind::Symlink { c_string(&entry.link, path)? } else { CString::default() };
+        if entry.kind == Kind::Symlink && link.is_empty() {
+            return Err(UnpackError::Refused {
+                path: shown(path),
+                why: "a symbolic link to nothing".to_owned(),
+            });
+        }
+        let node = |file_type, device: (u32, u32)| {
+            mknodat(parent, name, file_type, Mode::from_raw_mode(0o600), makedev(device.0, device.1))
+        };
+        let make = || match entry.kind {
+            Kind::Symlink => symlinkat(&link, parent, name),
+            Kind::Char => node(FileType::CharacterDevice, entry.device),
+            Kind::Block => node(FileType::BlockDevice, entry.device),
+            _ => node(FileType::Fifo, (0, 0)),
+        };
+        let mut made = make();
+        if made == Err(Errno::EXIST) {
+            self.clear(parent, name, path)?;
+            made = make();
+        }
+        let (feature, operation) = match entry.kind {
+            Kind::Symlink => (Feature::Symlink, "making the symbolic link"),
+            Kind::Fifo => (Feature::Special, "making the fifo"),
+            _ => (Feature::Special, "making the device"),
+        };
+        if !self.allow(made, parent.kind, feature, operation, path)? {
+            return Ok(());
+        }
+        let fail = |operation, e| UnpackError::file(operation, path, e);
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| fail("setting the owner of", e))?;
+        if entry.kind != Kind::Symlink {
+            // Not a symlink: it was made just now, and making it fails where something stands.
+            chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(|e| fail("setting the mode of", e))?;
+        }
+        for (attribute, value) in &entry.xattrs {
+            self.set_xattr(Object::Named(parent.as_fd(), name), parent.kind, attribute, value, path)?;
+        }
+        utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| fail("setting the time of", e))?;
+        match entry.kind {
+            Kind::Symlink => self.summary.symlinks += 1,
+            Kind::Fifo => self.summary.fifos += 1,
+            _ => self.summary.devices += 1,
+        }
+        Ok(())
+    }
+
+    fn hard_link(
+        &mut self,
+        entry: &Entry,
+        parent: &Directory,
+        name: &CString,
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
+        let refuse = |why: String| UnpackError::Refused { path: shown(path), why };
+        let link = clean(&entry.link)
+            .map_err(|why| refuse(format!("a hard link to {}: {why}", entry.link.escape_ascii())))?;
+        if link == path || link.is_empty() {
+            return Err(refuse("a hard link to itself or to the root".to_owned()));
+        }
+        let (from, from_name) = split(&link);
+        let from_name = c_string(from_name, &link)?;
+        let from = self.target.directory(from, false)?;
+        let make = || linkat(&*from, &from_name, parent, name, AtFlags::empty());
+        let mut made = make();
+        if made == Err(Errno::EXIST) {
+            let stat = |directory: &Directory, name: &CString| {
+                statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map(|stat| (stat.st_dev, stat.st_ino))
+                    .map_err(|e| UnpackError::file("looking at the two names of the hard link", path, e))
+            };
+            made = if stat(&from, &from_name)? == stat(parent, name)? {
+                Ok(())
+            } else {
+                self.clear(parent, name, path)?;
+                make()
+            };
+        }
+        match made {
+            Ok(()) => self.summary.hard_links += 1,
+            Err(e) if e == Errno::XDEV || parent.kind.cannot_hold(Feature::HardLink, e) => {
+                self.copy(&from, &from_name, parent, name, path)?;
+                self.summary.copied_links.add(|| shown(path));
+                self.summary.files += 1;
+            }
+            Err(e) => {
+                let operation = format!("making a hard link to {} at", shown(&link));
+                return Err(UnpackError::file(operation, path, e));
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy of a regular file with all that belongs to it, where a hard link cannot be.
+    fn copy(
+        &mut self,
+        from: &Directory,
+        from_name: &CString,
+        parent: &Directory,
+        name: &CString,
+        path: &[u8],
+    ) -> Result<(), UnpackError> {
+        let fail = |operation: &str, e| UnpackError::file(operation, path, e);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = openat(from, from_name, flags, Mode::empty())
+            .map_err(|e| fail("opening the file to copy in place of a hard link to", e))?;
+        let stat = fstat(&source).map_err(|e| fail("looking at the file to copy to", e))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(UnpackError::Refused {
+                path: shown(path),
+                why: "a hard link across file systems to something that is no regular file".to_owned(),
+            });
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let regions =
+            sparse::data_regions(source.as_fd(), size).map_err(|e| fail("finding the holes of", e))?;
+        let copy = self.create(parent, name, path)?;
+        ftruncate(&copy, size).map_err(|e| fail("setting the size of", e))?;
+        let mut buffer = vec![0; 256 << 10];
+        for (offset, length) in regions {
+            let (mut position, end) = (offset, offset + length);
+            while position < end {
+                let want = buffer.len().min(usize::try_from(end - position).unwrap_or(usize::MAX));
+                let count = match pread(&source, &mut buffer[..want], position) {
+                    Ok(0) => return Err(fail("reading a file that gets shorter, to copy to", Errno::IO)),
+                    Err(Errno::INTR) => continue,
+                    other => other.map_err(|e| fail("reading the file to copy to", e))?,
+                };
+                write_at(&copy, &buffer[..count], position).map_err(|e| fail("writing", e))?;
+                position += count as u64;
+            }
+        }
+        let xattrs = xattr::read_all(Object::Open(source.as_fd()), &mut Vec::new())
+            .map_err(|e| fail("reading the extended attributes of", e))?;
+        let meta = Metadata {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: stat.st_mode & 0o7777,
+            // Nanoseconds are below 2^30 by definition.
+            mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            xattrs: &xattrs,
+        };
+        self.file_metadata(&copy, parent.kind, &meta, path)
+    }
+
+    /// Gives the directories what they get last and, if asked to, has everything put on the disk.
+    pub(crate) fn finish(mut self, sync: bool) -> Result<UnpackSummary, UnpackError> {
+        let deferred = std::mem::take(&mut self.deferred);
+        deferred.finish(|record| {
+            let path = record.path;
+            let directory = self.target.directory(path, false)?;
+            let kind = directory.kind;
+            if let Some(acl) = record.default_acl {
+                self.set_xattr(Object::Open(directory.as_fd()), kind, DEFAULT_ACL, acl, path)?;
+            }
+            if let Some(mode) = record.mode {
+                let result = fchmod(&*directory, Mode::from_raw_mode(mode.into()));
+                self.allow(result, kind, Feature::Mode, "setting the mode of", path)?;
+            }
+            futimens(&*directory, &times(record.mtime))
+                .map_err(|e| UnpackError::file("setting the time of", path, e))
+        })?;
+        if sync {
+            self.target.sync()?;
+        }
+        Ok(self.summary)
+    }
+}
+
+/// Writes an entry's content into its new file, holes as holes.
+fn fill<R: Read>(
+    fd: &OwnedFd,
+    entry: &Entry,
+    path: &[u8],
+    input: &mut Input<R>,
+    reported: &mut u64,
+    observer: &mut dyn Observer,
+) -> Result<(), UnpackError> {
+    let whole = [(0, entry.stored)];
+    let regions = match &entry.sparse {
+        Some((size, map)) => {
+            ftruncate(fd, *size).map_err(|e| UnpackError::file("setting the size of", path, e))?;
+            &map[..]
+        }
+        None => &whole,
+    };
+    for &(offset, length) in regions {
+        let (mut position, end) = (offset, offset + length);
+        while position < end {
+            let part = (end - position).min(REPORT_EVERY);
+            let mut at = position;
+            input.pieces(part, |piece| {
+                let written =
+                    if entry.sparse.is_some() { write_at(fd, piece, at) } else { write_all(fd, piece) };
+                at += piece.len() as u64;
+                written.map_err(|e| UnpackError::file("writing", path, e))
+            })?;
+            position += part;
+            if position < end {
+                observer.bytes(input.position() - *reported);
+                *reported = input.position();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match write(fd, bytes) {
+            // A disk that takes nothing and gives no reason.
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn write_at(fd: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match pwrite(fd, bytes, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn c_string(bytes: &[u8], path: &[u8]) -> Result<CString, UnpackError> {
+    CString::new(bytes)
+        .map_err(|_| UnpackError::Refused { path: shown(path), why: "a name with a NUL in it".to_owned() })
+}
+
+/// The modification time alone: when a file was last read is not carried over.
+fn times(mtime: (i64, u32)) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
+    }
+}
