@@ -1,1 +1,223 @@
-//! What makes a clone itself: one file per concern.
+//! Autoconfig: makes the clone itself. Every concern is a [`Piece`] in a file of its own that changes files below the
+//! mounted clone and says what it changed; `docs/autoconfig.md` lists them all, and nothing else may differ from the
+//! golden tree. [`configure`] is the step `configure`, [`bootloader`] the step of that name, and [`verify`] the check
+//! without which no installation is a success.
+
+mod chroot;
+mod crypttab;
+mod debconf;
+mod efi;
+mod fstab;
+mod grub;
+mod grub_cfg;
+mod hooks;
+mod host_ids;
+mod hostname;
+mod initramfs;
+mod interfaces;
+mod kernel_cmdline;
+mod leftovers;
+mod machine_id;
+mod names;
+mod resume;
+mod root;
+mod ssh_keys;
+mod verify;
+
+use anyhow::{Context as _, Result, anyhow};
+use chroot::Chroot;
+use ka_layout::order::{Firmware, InstallOrder, Volume};
+use names::Names;
+use root::Root;
+use std::cell::RefCell;
+use std::fmt;
+use std::path::Path;
+
+pub use verify::verify;
+
+/// The interface over which the node was installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// The kernel's name of it in the initramfs, `eth0`.
+    pub interface: String,
+    /// Its MAC address, `52:54:00:12:34:56`.
+    pub mac: String,
+    /// Its IP address, without a prefix length.
+    pub address: Option<String>,
+}
+
+/// All that the pieces know of the node and of what it is to become.
+pub struct Context<'a> {
+    /// Where the clone is mounted.
+    pub target: &'a Path,
+    /// What the server ordered.
+    pub order: &'a InstallOrder,
+    /// What was made on the node's disks.
+    pub volumes: &'a [Volume],
+    /// How the node booted.
+    pub firmware: Firmware,
+    /// The interface over which it is installed, if any.
+    pub network: Option<&'a Nic>,
+    /// The clone's files.
+    root: Root,
+    /// Why the clone's initramfs must be built anew; pieces add to it.
+    stale_initramfs: RefCell<Vec<String>>,
+}
+
+impl<'a> Context<'a> {
+    /// Opens the clone that is mounted at `target`.
+    ///
+    /// # Errors
+    /// When `target` cannot be opened.
+    pub fn new(
+        target: &'a Path,
+        order: &'a InstallOrder,
+        volumes: &'a [Volume],
+        firmware: Firmware,
+        network: Option<&'a Nic>,
+    ) -> Result<Self> {
+        let root = Root::open(target)?;
+        Ok(Self { target, order, volumes, firmware, network, root, stale_initramfs: RefCell::default() })
+    }
+
+    fn names(&self) -> Names<'_> {
+        Names::new(&self.order.golden, self.volumes)
+    }
+
+    fn skips(&self, piece: &str) -> bool {
+        self.order.policy.skip.iter().any(|s| s == piece)
+    }
+
+    /// The volume mounted at `path` in the clone.
+    fn mounted_at(&self, path: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|v| v.mount.as_ref().is_some_and(|m| m.path == path))
+    }
+
+    fn root_volume(&self) -> Result<&Volume> {
+        self.mounted_at("/").context("finding the root file system: no volume is mounted at /")
+    }
+
+    /// The volume that holds `/boot`, which may be the root file system.
+    fn boot_volume(&self) -> Result<&Volume> {
+        self.mounted_at("/boot").map_or_else(|| self.root_volume(), Ok)
+    }
+
+    fn initramfs_is_stale(&self, reason: String) {
+        self.stale_initramfs.borrow_mut().push(reason);
+    }
+}
+
+/// Something that autoconfig did to the clone, or noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The piece that did it.
+    pub piece: &'static str,
+    /// The file as the clone names it, or the thing (`NVRAM`, `/dev/sda`).
+    pub file: String,
+    /// What was done.
+    pub what: String,
+    /// Whether an operator should read it: nothing was changed, but something may not be as wanted.
+    pub warning: bool,
+}
+
+impl Change {
+    fn new(piece: &'static str, file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { piece, file: file.into(), what: what.into(), warning: false }
+    }
+
+    fn warning(piece: &'static str, file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { warning: true, ..Self::new(piece, file, what) }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = if self.warning { "warning: " } else { "" };
+        write!(f, "{mark}{}: {}: {}", self.piece, self.file, self.what)
+    }
+}
+
+/// One concern of autoconfig.
+trait Piece {
+    /// The name by which `policy.skip` leaves it out.
+    fn name(&self) -> &'static str;
+    /// Does it; what was done comes back in order.
+    fn apply(&self, context: &Context) -> Result<Vec<Change>>;
+}
+
+/// The pieces of the step `configure`, in the order in which they run. The initramfs comes last, for the others may have
+/// changed what is baked into it.
+const PIECES: &[&dyn Piece] = &[
+    &fstab::Fstab,
+    &crypttab::Crypttab,
+    &hostname::Hostname,
+    &machine_id::MachineId,
+    &ssh_keys::SshKeys,
+    &leftovers::Leftovers,
+    &interfaces::Interfaces,
+    &host_ids::HostIds,
+    &resume::Resume,
+    &kernel_cmdline::KernelCmdline,
+    &debconf::Debconf,
+    &initramfs::Initramfs,
+];
+
+/// The step `configure`: all identity pieces, then the operator's hooks.
+///
+/// # Errors
+/// When a piece or a hook fails; the error names it.
+pub fn configure(context: &Context) -> Result<Vec<Change>> {
+    let chroot = Chroot::enter(context)?;
+    let result = apply_all(context, PIECES).and_then(|mut changes| {
+        if !context.skips(hooks::NAME) {
+            changes.extend(hooks::run_all(context)?);
+        }
+        Ok(changes)
+    });
+    leave(chroot, result)
+}
+
+/// The step `bootloader`: the clone's boot loader, onto the disk (whose partition table is written by now) and into the
+/// firmware's boot entries.
+///
+/// # Errors
+/// When the boot loader cannot be installed; the error says what is missing.
+pub fn bootloader(context: &Context) -> Result<Vec<Change>> {
+    let chroot = Chroot::enter(context)?;
+    let result = apply_all(context, &[&grub::Grub]);
+    leave(chroot, result)
+}
+
+fn apply_all(context: &Context, pieces: &[&dyn Piece]) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for piece in pieces {
+        let name = piece.name();
+        if context.skips(name) {
+            log::info!("autoconfig: {name} is skipped by policy");
+            continue;
+        }
+        let done = piece.apply(context).with_context(|| format!("autoconfig piece {name}"))?;
+        for change in &done {
+            if change.warning {
+                log::warn!("{change}");
+            } else {
+                log::info!("{change}");
+            }
+        }
+        changes.extend(done);
+    }
+    Ok(changes)
+}
+
+/// Unmounts what the chroot needed; the work's own error goes first.
+fn leave(chroot: Chroot, result: Result<Vec<Change>>) -> Result<Vec<Change>> {
+    match (result, chroot.leave()) {
+        (Ok(changes), Ok(())) => Ok(changes),
+        (Ok(_), Err(e)) => Err(e),
+        (Err(e), Ok(())) => Err(e),
+        (Err(e), Err(also)) => Err(anyhow!("{e:#}; then {also:#}")),
+    }
+}
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,109 @@
+//! `/etc/crypttab` of the clone. A clone's volumes are made without encryption, so a container whose file system was
+//! cloned as a plain one is commented out, loudly; any other line must name a device that this node has.
+
+use super::names::Spec;
+use super::{Change, Context, Piece};
+use anyhow::{Result, bail};
+
+const PATH: &str = "/etc/crypttab";
+
+/// The piece.
+pub struct Crypttab;
+
+/// A line of crypttab: the name that the opened container gets, its device, its options.
+pub struct Line<'a> {
+    pub name: &'a str,
+    pub device: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line; none when it is empty or a comment.
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let name = fields.next().filter(|n| !n.starts_with('#'))?;
+        let device = fields.next()?;
+        Some(Self { name, device, options: fields.nth(1).unwrap_or("") })
+    }
+
+    /// Whether the machine boots without it.
+    pub fn is_optional(&self) -> bool {
+        self.options.split(',').any(|o| o == "noauto" || o == "nofail")
+    }
+}
+
+impl Piece for Crypttab {
+    fn name(&self) -> &'static str {
+        "crypttab"
+    }
+
+    fn apply(&self, context: &Context) -> Result<Vec<Change>> {
+        let Some(old) = context.root.read_text(PATH)? else { return Ok(Vec::new()) };
+        let mut changes = Vec::new();
+        let mut new = String::new();
+        for line in old.lines() {
+            if let Some(reason) = Line::parse(line).map_or(Ok(None), |fields| unusable(context, &fields))? {
+                changes.push(Change::warning("crypttab", PATH, format!("commented out, {reason}: {line}")));
+                new.push_str(&format!("# ka: {reason}:\n#"));
+            }
+            new.push_str(line);
+            new.push('\n');
+        }
+        if !changes.is_empty() {
+            context.root.write_text(PATH, &new, 0o644)?;
+            context.initramfs_is_stale("crypttab changed".into());
+        }
+        Ok(changes)
+    }
+}
+
+/// Why a line cannot stay; none when it can.
+fn unusable(context: &Context, line: &Line) -> Result<Option<String>> {
+    let Some(spec) = Spec::parse(line.device) else { return Ok(None) };
+    let mapped = format!("/dev/mapper/{}", line.name);
+    let golden = &context.order.golden.filesystems;
+    if golden.iter().any(|fs| fs.device == mapped || fs.aliases.contains(&mapped)) {
+        return Ok(Some(format!(
+            "{mapped} was an encrypted container on the golden node and is a plain file system here"
+        )));
+    }
+    if context.names().bearer(&spec).is_some() {
+        return Ok(None);
+    }
+    if line.is_optional() {
+        return Ok(Some(format!("{} does not exist on this node", line.device)));
+    }
+    bail!(
+        "checking {PATH} of the clone: {} ({}) does not exist on this node and the line is not nofail",
+        line.device,
+        line.name
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Lab, SWAP_UUID};
+    use super::*;
+
+    #[test]
+    fn lines_are_judged() {
+        let mut lab = Lab::new();
+        lab.order.golden.filesystems[0].aliases.push("/dev/mapper/root_crypt".into());
+        let keep =
+            format!("# name device\nswap_crypt UUID={SWAP_UUID} /dev/urandom swap\nx /srv/x.img none luks\n");
+        lab.file(PATH, &keep);
+        assert!(Crypttab.apply(&lab.context()).unwrap().is_empty());
+        assert_eq!(lab.read(PATH), keep);
+
+        lab.file(PATH, "root_crypt UUID=1 none luks\nb UUID=2 none luks,nofail\n");
+        let context = lab.context();
+        let changes = Crypttab.apply(&context).unwrap();
+        assert!(changes.len() == 2 && changes.iter().all(|c| c.warning), "{changes:?}");
+        assert!(lab.read(PATH).lines().all(|l| l.starts_with('#')));
+        assert_eq!(context.stale_initramfs.borrow().len(), 1);
+
+        lab.file(PATH, "b UUID=2 none luks\n");
+        let error = Crypttab.apply(&lab.context()).unwrap_err().to_string();
+        assert!(error.contains("UUID=2 (b)"), "{error}");
+    }
+}

@@ -1,0 +1,399 @@
+//! `/etc/fstab` of the clone: lines whose names still hold stay byte for byte; names that changed are rewritten in their
+//! column; what the layout mounts and fstab lacks is added. A local device that this node does not have is an error,
+//! unless the line says `noauto` or `nofail`: then it is commented out, with the reason.
+
+use super::names::{Meaning, Spec, name_like};
+use super::root::from_bytes;
+use super::{Change, Context, Piece};
+use anyhow::{Result, bail};
+use ka_layout::model::Fs;
+use ka_layout::order::Volume;
+
+const PATH: &str = "/etc/fstab";
+/// Drives of removable media: they belong to the machine and not to the clone.
+const REMOVABLE: &[&str] = &["/dev/sr", "/dev/scd", "/dev/cdrom", "/dev/dvd", "/dev/fd0", "/dev/floppy"];
+
+/// The piece.
+pub struct Fstab;
+
+impl Piece for Fstab {
+    fn name(&self) -> &'static str {
+        "fstab"
+    }
+
+    fn apply(&self, context: &Context) -> Result<Vec<Change>> {
+        let old = context.root.read_text(PATH)?.unwrap_or_default();
+        let mut changes = Vec::new();
+        let mut lines = Vec::new();
+        let mut problems = Vec::new();
+        for line in old.lines() {
+            match rewrite(context, line) {
+                Outcome::Keep => lines.push(line.to_owned()),
+                Outcome::Replace(new, what) => {
+                    changes.push(Change::new("fstab", PATH, what));
+                    lines.push(new);
+                }
+                Outcome::Drop(what) => changes.push(Change::new("fstab", PATH, what)),
+                Outcome::Fail(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            bail!(
+                "checking {PATH} of the clone: {}; give the layout a partition for it, mark the line nofail, or drop it \
+                 by policy",
+                problems.join("; ")
+            );
+        }
+        for line in missing(context, &lines) {
+            changes.push(Change::new("fstab", PATH, format!("added: {line}")));
+            lines.push(line);
+        }
+        if !changes.is_empty() {
+            let mut text = lines.join("\n");
+            text.push('\n');
+            context.root.write_text(PATH, &text, 0o644)?;
+        }
+        Ok(changes)
+    }
+}
+
+/// What becomes of a line.
+enum Outcome {
+    Keep,
+    Replace(String, String),
+    Drop(String),
+    Fail(String),
+}
+
+/// The fields of a line of fstab.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// What is mounted, as written.
+    pub spec: &'a str,
+    /// Where, as written (`\040` stands for a space).
+    pub dir: &'a str,
+    /// The kind of file system.
+    pub kind: &'a str,
+    /// The options, separated by commas.
+    pub options: &'a str,
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line; none when it is empty, a comment or no fstab line.
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let spec = fields.next().filter(|s| !s.starts_with('#'))?;
+        let (dir, kind) = (fields.next()?, fields.next()?);
+        Some(Self { spec, dir, kind, options: fields.next().unwrap_or("defaults") })
+    }
+
+    /// Whether one of the options is `word`.
+    pub fn has(&self, word: &str) -> bool {
+        self.options.split(',').any(|o| o == word)
+    }
+
+    /// Whether the machine boots without it.
+    pub fn is_optional(&self) -> bool {
+        self.has("noauto") || self.has("nofail")
+    }
+
+    /// The block device that it names; none for network and pseudo file systems, bind mounts, files, removable drives.
+    pub fn device(&self) -> Option<Spec> {
+        if REMOVABLE.iter().any(|r| self.spec.starts_with(r)) {
+            return None;
+        }
+        Spec::parse(&unescape_octal(self.spec))
+    }
+
+    pub fn mount_path(&self) -> String {
+        let path = unescape_octal(self.dir);
+        if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path }
+    }
+
+    pub fn is_swap(&self) -> bool {
+        self.kind == "swap"
+    }
+
+    fn contains(&self, word: &str) -> bool {
+        [self.spec, self.dir, self.kind].contains(&word) || self.has(word)
+    }
+}
+
+fn rewrite(context: &Context, line: &str) -> Outcome {
+    let Some(fields) = Line::parse(line) else { return Outcome::Keep };
+    if let Some(word) = context.order.policy.drop_fstab.iter().find(|w| fields.contains(w)) {
+        return Outcome::Drop(format!("dropped by policy ({word}): {line}"));
+    }
+    if fields.is_swap() && fields.spec.starts_with('/') && !fields.spec.starts_with("/dev/") {
+        // Swap files are not copied, so the clone may not have it.
+        return if context.root.exists(unescape_octal(fields.spec)) {
+            Outcome::Keep
+        } else {
+            comment_out(line, &format!("the swap file {} was not cloned", fields.spec))
+        };
+    }
+    let Some(spec) = fields.device() else { return Outcome::Keep };
+    let volume = match context.names().meaning(&spec) {
+        Meaning::Kept(_) => return Outcome::Keep,
+        Meaning::Renamed(volume) => volume,
+        Meaning::NotHere(_) | Meaning::Unknown => match by_place(context, &fields) {
+            Some(volume) if spec.is_stable() && spec.names(volume) => return Outcome::Keep,
+            Some(volume) => volume,
+            None if fields.is_optional() => {
+                return comment_out(line, &format!("{} does not exist on this node", fields.spec));
+            }
+            None => {
+                return Outcome::Fail(format!(
+                    "{} (mounted at {}) does not exist on this node",
+                    fields.spec, fields.dir
+                ));
+            }
+        },
+    };
+    let Some(name) = name_like(volume, fields.spec) else {
+        return Outcome::Fail(format!("{} ({}) has no stable name on this node", fields.spec, volume.device));
+    };
+    match replace_spec_and_kind(line, &fields, &name, volume.fs) {
+        Some(new) => Outcome::Replace(new, format!("{} is now {name} ({})", fields.spec, fields.dir)),
+        None => Outcome::Fail(format!("{} cannot be rewritten", fields.spec)),
+    }
+}
+
+/// The volume that the line must mean because of where it is mounted; for swap, the node's only one.
+fn by_place<'a>(context: &'a Context, fields: &Line) -> Option<&'a Volume> {
+    if fields.is_swap() {
+        let mut swaps = context.volumes.iter().filter(|v| v.fs == Some(Fs::Swap));
+        return swaps.next().filter(|_| swaps.next().is_none());
+    }
+    let path = fields.mount_path();
+    context.volumes.iter().find(|v| v.mount.as_ref().is_some_and(|m| from_bytes(m.path.as_bytes()) == path))
+}
+
+fn comment_out(line: &str, reason: &str) -> Outcome {
+    Outcome::Replace(format!("# ka: {reason}:\n#{line}"), format!("commented out, {reason}: {line}"))
+}
+
+/// Replaces the first field, and the third where the volume has another kind of file system; all else stays in place.
+fn replace_spec_and_kind(line: &str, fields: &Line, name: &str, fs: Option<Fs>) -> Option<String> {
+    let start = line.find(fields.spec)?;
+    let mut new = format!("{}{name}{}", &line[..start], &line[start + fields.spec.len()..]);
+    let kind = fs.map(Fs::name)?;
+    if fields.kind != kind && fields.kind != "auto" {
+        let dir = new.find(fields.dir).filter(|&at| at >= start + name.len());
+        // The mount point may occur within the new name; then it is looked for behind it.
+        let dir =
+            dir.or_else(|| new[start + name.len()..].find(fields.dir).map(|at| at + start + name.len()))?;
+        let after = dir + fields.dir.len();
+        let at = after + new[after..].find(fields.kind)?;
+        new.replace_range(at..at + fields.kind.len(), kind);
+    }
+    Some(new)
+}
+
+/// Lines for what the layout mounts, and for swap, where no line does yet.
+fn missing(context: &Context, lines: &[String]) -> Vec<String> {
+    let present: Vec<Line> = lines.iter().flat_map(|l| l.split('\n')).filter_map(Line::parse).collect();
+    let mut volumes: Vec<&Volume> = context.volumes.iter().collect();
+    // In the order in which they must be mounted.
+    volumes.sort_by_key(|v| v.mount.as_ref().map_or(usize::MAX, |m| m.path.trim_matches('/').len()));
+    let mut added = Vec::new();
+    for volume in volumes {
+        let (Some(fs), Some(name)) = (volume.fs, name_like(volume, "UUID=")) else { continue };
+        if let Some(mount) = &volume.mount {
+            let path = from_bytes(mount.path.as_bytes());
+            if present.iter().any(|l| !l.is_swap() && l.mount_path() == path) {
+                continue;
+            }
+            let default = match fs {
+                Fs::Ext2 | Fs::Ext3 | Fs::Ext4 if mount.path == "/" => "errors=remount-ro",
+                Fs::Vfat => "umask=0077",
+                _ => "defaults",
+            };
+            let options = mount.options.as_deref().unwrap_or(default);
+            let pass = match fs {
+                Fs::Xfs | Fs::Btrfs => 0,
+                _ if mount.path == "/" => 1,
+                _ => 2,
+            };
+            added.push(format!("{name} {} {} {options} 0 {pass}", escape_octal(&mount.path), fs.name()));
+        } else if fs == Fs::Swap {
+            let named = |l: &Line| l.is_swap() && l.device().is_some_and(|s| s.names(volume));
+            if !present.iter().any(named) {
+                added.push(format!("{name} none swap sw 0 0"));
+            }
+        }
+    }
+    added
+}
+
+/// fstab writes blanks as `\040`.
+fn unescape_octal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 4).and_then(|octal| u8::from_str_radix(octal, 8).ok());
+        if let Some(code) = code {
+            out.push(char::from(code));
+            rest = &rest[at + 4..];
+        } else {
+            out.push('\\');
+            rest = &rest[at + 1..];
+        }
+    }
+    out + rest
+}
+
+fn escape_octal(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in from_bytes(path.as_bytes()).chars() {
+        match c {
+            ' ' | '\t' | '\n' | '\\' | '#' => out.push_str(&format!("\\{:03o}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ESP_UUID, Lab, ROOT_UUID, SWAP_UUID};
+    use super::*;
+    use ka_layout::model::Mount;
+
+    fn kept() -> String {
+        format!(
+            "# /etc/fstab: static file system information.\n\
+             \n\
+             UUID={ROOT_UUID} /               ext4    errors=remount-ro 0       1\n\
+             UUID={ESP_UUID}\t/boot/efi vfat umask=0077 0 1\n\
+             /dev/disk/by-uuid/{SWAP_UUID} none swap sw 0 0\n\
+             /dev/sr0        /media/cdrom0   udf,iso9660 user,noauto     0       0\n\
+             proc /proc proc defaults 0 0\n\
+             tmpfs /tmp tmpfs size=1G 0 0\n\
+             server:/home /home nfs4 _netdev 0 0\n\
+             //server/share /srv cifs guest 0 0\n\
+             /srv/a /srv/b none bind 0 0\n"
+        )
+    }
+
+    #[test]
+    fn what_still_holds_is_not_touched() {
+        let lab = Lab::new();
+        lab.file(PATH, &kept());
+        assert!(Fstab.apply(&lab.context()).unwrap().is_empty());
+        assert_eq!(lab.read(PATH), kept());
+    }
+
+    #[test]
+    fn kernel_names_and_ids_become_uuids_and_columns_stay() {
+        let lab = Lab::new();
+        lab.file(
+            PATH,
+            "# root\n/dev/sda3    /    ext4  defaults  0 1 # not a comment in fstab\n\
+             /dev/disk/by-id/ata-GOLDEN_1-part1 /boot/efi vfat umask=0077 0 1\n/dev/sda2 none swap sw 0 0\n",
+        );
+        Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read(PATH),
+            format!(
+                "# root\nUUID={ROOT_UUID}    /    ext4  defaults  0 1 # not a comment in fstab\n\
+                 UUID={ESP_UUID} /boot/efi vfat umask=0077 0 1\nUUID={SWAP_UUID} none swap sw 0 0\n"
+            )
+        );
+    }
+
+    #[test]
+    fn new_uuids_are_written_and_so_is_another_file_system() {
+        let mut lab = Lab::new();
+        let new = "11111111-2222-4333-8444-555555555555";
+        lab.renew(3, new);
+        lab.volumes[2].fs = Some(Fs::Xfs);
+        lab.file(PATH, &kept());
+        let changes = Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        let wanted = kept()
+            .replace(&format!("UUID={ROOT_UUID} /  "), &format!("UUID={new} /  "))
+            .replace(" ext4    errors", " xfs    errors");
+        assert_eq!(lab.read(PATH), wanted);
+    }
+
+    #[test]
+    fn an_empty_fstab_gets_all_mounts() {
+        let mut lab = Lab::new();
+        let mut data = lab.volumes[2].clone();
+        data.mount = Some(Mount { path: "/srv/my data".into(), options: Some("noatime".into()) });
+        data.uuid = Some("dddddddd-0000-4000-8000-000000000004".into());
+        data.fs = Some(Fs::Xfs);
+        lab.volumes.push(data);
+        std::fs::create_dir(lab.target.join("etc")).unwrap();
+        Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read(PATH),
+            format!(
+                "UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1\n\
+                 UUID={ESP_UUID} /boot/efi vfat umask=0077 0 2\n\
+                 UUID=dddddddd-0000-4000-8000-000000000004 /srv/my\\040data xfs noatime 0 0\n\
+                 UUID={SWAP_UUID} none swap sw 0 0\n"
+            )
+        );
+        assert!(Fstab.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
+    fn a_device_that_is_not_here_is_an_error() {
+        let lab = Lab::new();
+        lab.file(PATH, "UUID=dead /data ext4 defaults 0 2\n/dev/mapper/vg-x /x ext4 defaults 0 2\n");
+        let error = Fstab.apply(&lab.context()).unwrap_err().to_string();
+        assert!(
+            error.contains("UUID=dead (mounted at /data)") && error.contains("/dev/mapper/vg-x"),
+            "{error}"
+        );
+        assert_eq!(lab.read(PATH).lines().count(), 2, "nothing was written");
+    }
+
+    #[test]
+    fn an_optional_one_is_commented_out_with_the_reason() {
+        let lab = Lab::new();
+        lab.file(PATH, &format!("{}UUID=dead /data ext4 nofail 0 2\n/swapfile none swap sw 0 0\n", kept()));
+        Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read(PATH),
+            format!(
+                "{}# ka: UUID=dead does not exist on this node:\n#UUID=dead /data ext4 nofail 0 2\n\
+                 # ka: the swap file /swapfile was not cloned:\n#/swapfile none swap sw 0 0\n",
+                kept()
+            )
+        );
+    }
+
+    #[test]
+    fn lines_are_dropped_by_word_and_not_by_part_of_a_word() {
+        let mut lab = Lab::new();
+        lab.order.policy.drop_fstab = vec!["nfs".into(), "_netdev".into()];
+        lab.file(PATH, &kept().replace("/srv cifs", "/mnt/nfs cifs"));
+        let changes = Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert!(!lab.read(PATH).contains("server:/home") && lab.read(PATH).contains("/mnt/nfs cifs"));
+    }
+
+    #[test]
+    fn without_golden_facts_the_mount_path_decides() {
+        let mut lab = Lab::new();
+        lab.order.golden.filesystems.clear();
+        lab.file(PATH, "/dev/vda1 / ext4 defaults 0 1\nLABEL=old-efi /boot/efi vfat defaults 0 1\n/dev/vda5 none swap sw 0 0\n");
+        Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read(PATH),
+            format!(
+                "UUID={ROOT_UUID} / ext4 defaults 0 1\nLABEL=label1 /boot/efi vfat defaults 0 1\nUUID={SWAP_UUID} none swap sw 0 0\n"
+            )
+        );
+    }
+
+    #[test]
+    fn octal_escapes_go_both_ways() {
+        assert_eq!(unescape_octal("/a\\040b\\134c\\9"), "/a b\\c\\9");
+        assert_eq!(escape_octal("/a b\\c"), "/a\\040b\\134c");
+    }
+}

@@ -1,0 +1,146 @@
+//! Reading `grub.cfg` and kernel command lines: which devices they name and which kernels and initramfs they boot.
+
+use super::names::Spec;
+use super::{Context, root::Root};
+
+/// GRUB's configuration as Debian names it.
+pub const PATH: &str = "/boot/grub/grub.cfg";
+
+/// What a `grub.cfg` relies on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct GrubCfg {
+    /// Device names, with the line in which each stands.
+    pub names: Vec<(Spec, String)>,
+    /// Kernels, as GRUB names them.
+    pub kernels: Vec<String>,
+    /// Initramfs files, as GRUB names them.
+    pub initrds: Vec<String>,
+}
+
+/// Reads a `grub.cfg`.
+pub fn parse(text: &str) -> GrubCfg {
+    let mut found = GrubCfg::default();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let Some((&command, arguments)) = words.split_first() else { continue };
+        match command {
+            "search" | "search.fs_uuid" | "search.fs_label" => {
+                let has = |short: &str, long: &str| arguments.iter().any(|a| *a == short || *a == long);
+                let value = match command {
+                    "search" => arguments.iter().rev().find(|a| !a.starts_with('-')),
+                    _ => arguments.first(),
+                };
+                let Some(value) = value.map(|v| v.trim_matches(['"', '\'']).to_owned()) else { continue };
+                if value.contains('$') {
+                    continue;
+                }
+                let spec = if command == "search.fs_uuid" || has("-u", "--fs-uuid") {
+                    Spec::Uuid(value)
+                } else if command == "search.fs_label" || has("-l", "--label") {
+                    Spec::Label(value)
+                } else {
+                    continue;
+                };
+                found.names.push((spec, line.trim().to_owned()));
+            }
+            "linux" | "linux16" | "linuxefi" => {
+                found.kernels.extend(arguments.first().map(|a| (*a).to_owned()));
+                let names = command_line_names(line).into_iter();
+                found.names.extend(names.map(|(_, spec)| (spec, line.trim().to_owned())));
+            }
+            "initrd" | "initrd16" | "initrdefi" => {
+                found.initrds.extend(arguments.iter().map(|a| (*a).to_owned()))
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The devices that a kernel command line (or a line of `/etc/default/grub`) names, with the key of each.
+pub fn command_line_names(line: &str) -> Vec<(&str, Spec)> {
+    let words = line.split(|c: char| c.is_ascii_whitespace() || c == '"' || c == '\'');
+    let pairs = words.filter_map(|word| word.split_once('='));
+    let named = pairs.filter(|(key, _)| *key == "root" || *key == "resume");
+    named.filter_map(|(key, value)| Some((key, Spec::parse(value)?))).collect()
+}
+
+/// The names in `found` that mean nothing on this node, each with its line.
+pub fn unresolved(context: &Context, found: &GrubCfg) -> Vec<String> {
+    let names = context.names();
+    let lost = found.names.iter().filter(|(spec, _)| names.bearer(spec).is_none());
+    lost.map(|(_, line)| line.clone()).collect()
+}
+
+/// The file of the clone that GRUB's `path` means: below `/` or, where `/boot` is a file system of its own, below that;
+/// a btrfs subvolume (`/@`) may come first.
+pub fn in_clone(root: &Root, path: &str) -> Option<String> {
+    let plain = path.strip_prefix("($root)").unwrap_or(path);
+    let plain = if plain.starts_with("/@") {
+        plain[1..].find('/').map_or(plain, |at| &plain[at + 1..])
+    } else {
+        plain
+    };
+    let places = [plain.to_owned(), format!("/boot{plain}")];
+    places.into_iter().find(|p| root.size(p).is_some_and(|size| size > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Lab, ROOT_UUID};
+    use super::*;
+
+    const CFG: &str = r#"
+if [ x$feature_platform_search_hint = xy ]; then
+  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt3  UUID
+else
+  search --no-floppy --fs-uuid --set=root UUID
+fi
+menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
+	linux	/boot/vmlinuz-6.1 root=UUID=UUID ro quiet resume=/dev/sda2
+	initrd	/boot/initrd.img-6.1
+}
+	search --no-floppy --label 'my-root' --set=root
+	search --file /x --set=root
+"#;
+
+    #[test]
+    fn names_kernels_and_initrds_are_found() {
+        let found = parse(&CFG.replace("UUID\n", &format!("{ROOT_UUID}\n")));
+        assert_eq!(found.kernels, ["/boot/vmlinuz-6.1"]);
+        assert_eq!(found.initrds, ["/boot/initrd.img-6.1"]);
+        let specs: Vec<Spec> = found.names.into_iter().map(|(spec, _)| spec).collect();
+        assert_eq!(
+            specs,
+            [
+                Spec::Uuid(ROOT_UUID.into()),
+                Spec::Uuid(ROOT_UUID.into()),
+                Spec::Uuid("UUID".into()),
+                Spec::Device("/dev/sda2".into()),
+                Spec::Label("my-root".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_does_not_resolve_is_quoted() {
+        let lab = Lab::new();
+        let text =
+            CFG.replace("UUID\n", &format!("{ROOT_UUID}\n")).replace("root=UUID=UUID", "root=/dev/nvme0n1p3");
+        let lost = unresolved(&lab.context(), &parse(&text));
+        assert_eq!(lost.len(), 2, "{lost:?}");
+        assert!(lost[0].contains("resume=/dev/sda2") && lost[1].contains("my-root"));
+    }
+
+    #[test]
+    fn boot_may_be_a_file_system_of_its_own() {
+        let lab = Lab::new();
+        lab.file("/boot/vmlinuz-6.1", "MZ").file("/boot/empty", "");
+        let root = &lab.context().root;
+        assert_eq!(in_clone(root, "/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/@/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/@rootfs/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/boot/empty"), None);
+    }
+}

@@ -1,0 +1,302 @@
+//! The check before success: everything that the clone's boot relies on is looked up once more as it now is. Every device
+//! that fstab, crypttab and the kernel command lines name must be a volume of this node, the kernels and initramfs of the
+//! menu must exist, and the boot loader must be where the firmware will look for it. Nothing is changed here.
+
+use super::fstab::Line;
+use super::grub::{EFIVARS, boot_entries, bootloader_id, efi_arch, esp, on_esp};
+use super::names::Spec;
+use super::{Context, chroot::Chroot, crypttab, grub_cfg, kernel_cmdline};
+use anyhow::{Context as _, Result, bail};
+use ka_layout::order::Firmware;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const CORE: &str = "/boot/grub/i386-pc/core.img";
+/// The last bytes of core.img's first sector are a list of sectors, filled in when it is installed.
+const CORE_FIXED: usize = 0x1f4;
+
+/// Checks the clone; all that is wrong comes in one error.
+///
+/// # Errors
+/// When something that the clone needs to boot does not resolve or is not there.
+pub fn verify(context: &Context) -> Result<()> {
+    if context.skips("verify") {
+        log::warn!("verify: skipped by policy");
+        return Ok(());
+    }
+    let mut problems = Vec::new();
+    let mut check = |result: Result<Vec<String>>| match result {
+        Ok(found) => problems.extend(found),
+        Err(e) => problems.push(format!("{e:#}")),
+    };
+    check(fstab(context));
+    check(crypttab(context));
+    check(command_lines(context));
+    check(machine_id(context));
+    // Who skips GRUB brings another boot loader by a hook, which only its author can check.
+    if !context.skips("bootloader") {
+        check(menu(context));
+        check(match context.firmware {
+            Firmware::Bios => bios_loader(context),
+            Firmware::Uefi => uefi_loader(context),
+        });
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    bail!("verifying the clone: {}", problems.join("; "));
+}
+
+fn fstab(context: &Context) -> Result<Vec<String>> {
+    let text = context.root.read_text("/etc/fstab")?.unwrap_or_default();
+    let names = context.names();
+    let mut problems = Vec::new();
+    let mut has_root = false;
+    for line in text.lines().filter_map(Line::parse) {
+        has_root |= line.mount_path() == "/" && !line.is_swap();
+        if let Some(spec) = line.device().filter(|_| !line.is_optional()) {
+            match names.bearer(&spec) {
+                None => problems.push(format!("/etc/fstab names {}, which is not on this node", line.spec)),
+                Some(volume) => {
+                    let right =
+                        volume.mount.as_ref().is_none_or(|m| m.path != "/") || line.mount_path() == "/";
+                    if !right && !line.has("bind") && !line.options.contains("subvol") {
+                        problems.push(format!("/etc/fstab mounts the root file system at {}", line.dir));
+                    }
+                }
+            }
+        }
+    }
+    if !has_root {
+        problems.push("/etc/fstab does not mount /".into());
+    }
+    Ok(problems)
+}
+
+fn crypttab(context: &Context) -> Result<Vec<String>> {
+    let text = context.root.read_text("/etc/crypttab")?.unwrap_or_default();
+    let lines = text.lines().filter_map(crypttab::Line::parse).filter(|l| !l.is_optional());
+    let lost = lines.filter(|l| Spec::parse(l.device).is_some_and(|s| context.names().bearer(&s).is_none()));
+    Ok(lost
+        .map(|l| format!("/etc/crypttab names {} ({}), which is not on this node", l.device, l.name))
+        .collect())
+}
+
+fn command_lines(context: &Context) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for file in kernel_cmdline::files(context)? {
+        let Some(text) = context.root.read_text(&file)? else { continue };
+        for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
+            for (key, spec) in grub_cfg::command_line_names(line) {
+                if context.names().bearer(&spec).is_none() {
+                    problems
+                        .push(format!("{file} has {key}= with what is not on this node: {}", line.trim()));
+                }
+            }
+        }
+    }
+    Ok(problems)
+}
+
+fn machine_id(context: &Context) -> Result<Vec<String>> {
+    if context.skips("machine-id") {
+        return Ok(Vec::new());
+    }
+    let id = context.root.read_text("/etc/machine-id")?.unwrap_or_default();
+    let id = id.trim_end();
+    let valid = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    Ok(if valid { Vec::new() } else { vec![format!("/etc/machine-id is no machine id: {id:?}")] })
+}
+
+fn menu(context: &Context) -> Result<Vec<String>> {
+    let path = grub_cfg::PATH;
+    let Some(text) = context.root.read_text(path)? else { return Ok(vec![format!("{path} does not exist")]) };
+    let found = grub_cfg::parse(&text);
+    let mut problems: Vec<String> = grub_cfg::unresolved(context, &found)
+        .into_iter()
+        .map(|line| format!("{path} names what is not on this node: {line}"))
+        .collect();
+    if found.kernels.is_empty() {
+        problems.push(format!("{path} boots no kernel"));
+    }
+    let files = found.kernels.iter().chain(&found.initrds);
+    let missing = files.filter(|f| grub_cfg::in_clone(&context.root, f).is_none());
+    problems.extend(missing.map(|f| format!("{path} boots {f}, which does not exist or is empty")));
+    problems.dedup();
+    Ok(problems)
+}
+
+/// GRUB's first sector on the disk, the sector that it loads, and the clone's own copy of that must fit together.
+fn bios_loader(context: &Context) -> Result<Vec<String>> {
+    let disk = &context.boot_volume()?.disk;
+    let Some(core) = context.root.read(CORE)?.filter(|c| c.len() > 4 * 512) else {
+        return Ok(vec![format!("{CORE} does not exist")]);
+    };
+    let problem = check_bios_disk(Path::new(disk), &core).with_context(|| format!("reading {disk}"))?;
+    Ok(problem.map(|p| format!("the boot loader on {disk} is not usable: {p}")).into_iter().collect())
+}
+
+fn check_bios_disk(disk: &Path, core: &[u8]) -> Result<Option<String>> {
+    let file = File::open(disk)?;
+    let mut mbr = [0; 512];
+    file.read_exact_at(&mut mbr, 0)?;
+    if mbr[510..] != [0x55, 0xaa] {
+        return Ok(Some("the first sector has no boot signature".into()));
+    }
+    if !mbr[..440].windows(5).any(|w| w == b"GRUB ") {
+        return Ok(Some("the first sector is not GRUB's".into()));
+    }
+    let mut sector = [0; 8];
+    sector.copy_from_slice(&mbr[0x5c..0x64]);
+    let Some(at) = u64::from_le_bytes(sector).checked_mul(512).filter(|&at| at > 0) else {
+        return Ok(Some("the first sector leads nowhere".into()));
+    };
+    // The first sector is compared but for its list; the second has settings filled in; the third is code.
+    let mut installed = [0; 3 * 512];
+    if let Err(e) = file.read_exact_at(&mut installed, at) {
+        return Ok(Some(format!("what the first sector leads to cannot be read: {e}")));
+    }
+    let same = installed[..CORE_FIXED] == core[..CORE_FIXED] && installed[1024..] == core[1024..1536];
+    Ok((!same).then(|| format!("the sectors at {at} are not {CORE}")))
+}
+
+fn uefi_loader(context: &Context) -> Result<Vec<String>> {
+    let root = &context.root;
+    let (esp, mount) = esp(context)?;
+    let mut problems = Vec::new();
+    let mut is_program = |path: &str| -> Result<()> {
+        let found = on_esp(root, mount, path);
+        let found = found.map(|p| root.read(p)).transpose()?.flatten();
+        if !found.is_some_and(|content| content.starts_with(b"MZ")) {
+            problems.push(format!("{path} is no UEFI program on {} ({mount})", esp.device));
+        }
+        Ok(())
+    };
+    is_program(efi_arch(&context.order.golden.arch)?.removable)?;
+    // The entry can only be read with the clone's efibootmgr and the firmware's variables in reach.
+    if Path::new(EFIVARS).is_dir() {
+        let chroot = Chroot::enter(context)?;
+        let entries = boot_entries(context);
+        chroot.leave()?;
+        if let Some(entries) = entries? {
+            let id = bootloader_id(context);
+            let own = entries.entries.iter().find(|e| e.label == id);
+            match own.and_then(|e| e.file.as_deref()) {
+                Some(file) => is_program(file)?,
+                None => problems.push(format!("the firmware has no boot entry called {id}")),
+            }
+        }
+    }
+    for dir in root.list(Path::new(mount).join("EFI"))? {
+        // The stub by which a signed GRUB finds its menu.
+        let stub = Path::new(mount).join("EFI").join(&dir).join("grub.cfg");
+        if let Some(text) = root.read_text(&stub)? {
+            let lost = grub_cfg::unresolved(context, &grub_cfg::parse(&text));
+            problems.extend(
+                lost.into_iter().map(|l| format!("{} names what is not on this node: {l}", stub.display())),
+            );
+        }
+    }
+    Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{ESP_UUID, Lab, ROOT_UUID, SWAP_UUID};
+    use super::*;
+
+    fn good() -> Lab {
+        let lab = Lab::new();
+        lab.file(
+            "/etc/fstab",
+            &format!("UUID={ROOT_UUID} / ext4 defaults 0 1\nUUID={ESP_UUID} /boot/efi vfat defaults 0 1\nUUID=dead /x ext4 nofail 0 2\n"),
+        )
+        .file("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+        .file("/etc/default/grub", &format!("GRUB_CMDLINE_LINUX=\"resume=UUID={SWAP_UUID}\"\n"))
+        .file(
+            grub_cfg::PATH,
+            &format!("search --fs-uuid --set=root {ROOT_UUID}\nlinux /boot/k root=UUID={ROOT_UUID} ro\ninitrd /boot/i\n"),
+        )
+        .file("/boot/k", "k")
+        .file("/boot/i", "i")
+        .file("/boot/efi/EFI/debian/grub.cfg", &format!("search.fs_uuid {ROOT_UUID} root\n"))
+        .file("/boot/efi/EFI/BOOT/BOOTX64.EFI", "MZ");
+        lab
+    }
+
+    fn problem(lab: &Lab) -> String {
+        // Where the machine that runs the tests has UEFI variables, the boot entry is missing as well.
+        format!("{:#}", verify(&lab.context()).unwrap_err())
+    }
+
+    #[test]
+    fn a_good_clone_passes() {
+        if Path::new(EFIVARS).is_dir() {
+            eprintln!("SKIPPED: this machine's own boot entries would be read");
+            return;
+        }
+        verify(&good().context()).unwrap();
+    }
+
+    #[test]
+    fn each_name_that_does_not_resolve_fails_it() {
+        let cases = [
+            ("/etc/fstab", "UUID=dead / ext4 defaults 0 1\n", "/etc/fstab names UUID=dead"),
+            ("/etc/fstab", "# empty\n", "/etc/fstab does not mount /"),
+            ("/etc/fstab", "/dev/disk/by-id/x / ext4 defaults 0 1\n", "/etc/fstab names /dev/disk/by-id/x"),
+            ("/etc/crypttab", "c UUID=dead none luks\n", "/etc/crypttab names UUID=dead (c)"),
+            ("/etc/default/grub", "A=\"resume=/dev/sda2\"\n", "/etc/default/grub has resume="),
+            ("/etc/kernel/cmdline", "root=LABEL=x\n", "/etc/kernel/cmdline has root="),
+            ("/etc/machine-id", "\n", "/etc/machine-id is no machine id"),
+            (
+                "/boot/grub/grub.cfg",
+                "linux /boot/k root=/dev/sda3\n",
+                "/boot/grub/grub.cfg names what is not",
+            ),
+            ("/boot/grub/grub.cfg", "linux /boot/none\n", "boots /boot/none, which does not exist"),
+            ("/boot/grub/grub.cfg", "", "boots no kernel"),
+            ("/boot/i", "", "boots /boot/i, which does not exist or is empty"),
+            ("/boot/efi/EFI/BOOT/BOOTX64.EFI", "", "EFI/BOOT/BOOTX64.EFI is no UEFI program"),
+            ("/boot/efi/EFI/debian/grub.cfg", "search.fs_uuid dead root\n", "names what is not on this node"),
+        ];
+        for (path, content, wanted) in cases {
+            let lab = good();
+            lab.file(path, content);
+            let problem = problem(&lab);
+            assert!(problem.contains(wanted), "{path}: {problem}");
+        }
+    }
+
+    #[test]
+    fn two_volumes_of_one_uuid_do_not_resolve() {
+        let mut lab = good();
+        lab.volumes.push(lab.volumes[2].clone());
+        assert!(problem(&lab).contains("/etc/fstab names UUID="));
+    }
+
+    #[test]
+    fn a_disk_without_grub_is_found_out() {
+        let lab = good();
+        let disk = lab.target.join("disk");
+        let core: Vec<u8> = (0..4096u32).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
+        let mut image = vec![0; 64 << 10];
+        let check = |image: &[u8]| {
+            std::fs::write(&disk, image).unwrap();
+            check_bios_disk(&disk, &core).unwrap()
+        };
+        assert!(check(&image).unwrap().contains("no boot signature"));
+        image[510..512].copy_from_slice(&[0x55, 0xaa]);
+        assert!(check(&image).unwrap().contains("not GRUB's"));
+        image[0x180..0x185].copy_from_slice(b"GRUB ");
+        assert!(check(&image).unwrap().contains("leads nowhere"));
+        image[0x5c] = 1;
+        assert!(check(&image).unwrap().contains("are not"));
+        image[512..512 + core.len()].copy_from_slice(&core);
+        assert_eq!(check(&image), None);
+        image[0x5c..0x64].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(check(&image).unwrap().contains("leads nowhere"));
+        image[0x5c..0x64].copy_from_slice(&1_000_000u64.to_le_bytes());
+        assert!(check(&image).unwrap().contains("cannot be read"));
+    }
+}
