@@ -202,7 +202,7 @@ impl Options {
 
 /// Splits a command line as the kernel does: at white space outside double quotes; quotes around the whole word or
 /// around the value are taken off, others stay.
-fn words(text: &str) -> Vec<(String, Option<String>)> {
+pub(crate) fn words(text: &str) -> Vec<(String, Option<String>)> {
     let mut found = Vec::new();
     let mut rest = text.trim_matches(is_space);
     while !rest.is_empty() {
