@@ -78,8 +78,9 @@ impl Piece for Hostname {
         }
         if let Some(text) = root.read_text(MAILNAME)? {
             let mail = text.trim();
-            if let Some(name) = renamed(mail, &old, &new) {
-                root.write_text(MAILNAME, &text.replace(mail, &name), 0o644)?;
+            if let Some(name) = renamed(mail, &old, &new)
+                && root.write_text(MAILNAME, &text.replace(mail, &name), 0o644)?
+            {
                 changes.push(Change::new("hostname", MAILNAME, name));
             }
         }

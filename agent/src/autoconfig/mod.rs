@@ -220,4 +220,6 @@ fn leave(chroot: Chroot, result: Result<Vec<Change>>) -> Result<Vec<Change>> {
 }
 
 #[cfg(test)]
+mod real;
+#[cfg(test)]
 mod testing;

@@ -20,7 +20,6 @@ const LINK_LIMIT: usize = 40;
 /// The root of a mounted clone.
 pub struct Root {
     dir: OwnedFd,
-    path: PathBuf,
 }
 
 /// The directory that really holds a file, and the file's name there; the name is no symbolic link.
@@ -34,7 +33,7 @@ impl Root {
     pub fn open(path: &Path) -> Result<Self> {
         let dir = fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .with_context(|| format!("opening the target root {}", path.display()))?;
-        Ok(Self { dir, path: path.to_path_buf() })
+        Ok(Self { dir })
     }
 
     /// Whether the name exists, links followed inside the root.
@@ -204,11 +203,6 @@ impl Root {
         .with_context(opening)?;
         let link = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&fd));
         std::fs::read_link(link).with_context(opening)
-    }
-
-    /// The root's own path.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     fn open_at(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
