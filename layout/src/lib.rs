@@ -1,8 +1,10 @@
 //! The layout file: what it says ([`model`]), whether it makes sense ([`check`]), where its partitions come to lie on a
 //! disk of a given size ([`fit`]), how it is read ([`parse`]) and written ([`write`]), and how one is taken from a running
-//! machine (`capture`). What an installation is ordered to do stands in [`order`].
+//! machine ([`capture`]). What an installation is ordered to do stands in [`order`].
 
+pub mod capture;
 pub mod check;
+pub mod facts;
 pub mod fit;
 pub mod glob;
 pub mod model;
@@ -12,6 +14,7 @@ pub mod size;
 pub mod types;
 pub mod write;
 
+pub use capture::{CaptureError, Captured, capture};
 pub use fit::{Extent, FitError, Fitted, Geometry, fit};
 pub use parse::{ParseError, parse};
 pub use write::to_toml;

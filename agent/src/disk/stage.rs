@@ -1,0 +1,361 @@
+//! Carrying the plan out, step by step: [`Plan::partition`] -> [`Partitioned::format`] -> [`Formatted`]. Until
+//! [`Formatted::commit_table`] no table stands on the disk; the kernel knows the partitions by BLKPG alone.
+
+use super::discover::{KernelPartition, discover, kernel_partitions};
+use super::plan::{DiskPlan, PartitionPlan, Plan};
+use super::wipe::{self, Area};
+use super::{gpt_table, mbr_table, mkfs};
+use anyhow::{Context, Result, bail, ensure};
+use ka_layout::model::{Fs, TableKind};
+use ka_layout::order::Volume;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the disks under installation are listed, one path a line, for the supervisor.
+pub const RECORD: &str = "/run/ka/disks";
+/// How long to wait for somebody else's lock on a disk, and for device nodes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A disk that is being installed, locked while this lives.
+struct Open {
+    plan: DiskPlan,
+    file: File,
+    /// The device nodes of the plan's partitions, in the plan's order.
+    devices: Vec<PathBuf>,
+}
+
+/// The disks are empty and the kernel knows the new partitions.
+pub struct Partitioned {
+    disks: Vec<Open>,
+    record: PathBuf,
+}
+
+/// The file systems are made and mounted.
+pub struct Formatted {
+    disks: Vec<Open>,
+    record: PathBuf,
+    mounts: Mounts,
+}
+
+/// What is mounted, in order; unmounted in reverse when it is dropped without [`Formatted::finish`].
+#[derive(Default)]
+struct Mounts(Vec<PathBuf>);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        while let Some(place) = self.0.pop() {
+            if let Err(e) = ka_sys::mount::unmount(&place).or_else(|_| ka_sys::mount::unmount_lazy(&place)) {
+                log::error!("unmounting {}: {e}", place.display());
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// Step `disk`: locks the disks, records them in `record`, wipes every signature and table, and tells the kernel of the
+    /// new partitions. From here on the disks cannot boot.
+    ///
+    /// # Errors
+    /// When a disk is in use or locked by another, cannot be written, or a program for a file system is missing. Nothing
+    /// was written if a check failed.
+    pub fn partition(self, record: &Path) -> Result<Partitioned> {
+        let formats = self.disks.iter().flat_map(|d| d.partitions.iter().filter_map(|p| p.format.as_ref()));
+        mkfs::check_tools(formats)?;
+        let now = discover().context("looking at the disks once more")?;
+        let mut opened = Vec::new();
+        for plan in self.disks {
+            let disk = &plan.disk;
+            // Time has passed since the plan was made: it must still be the same disk, and unused.
+            let current = now.iter().find(|d| d.name == disk.name);
+            let current = current.with_context(|| format!("{disk} is gone"))?;
+            ensure!(
+                (current.bytes, current.sector, &current.serial) == (disk.bytes, disk.sector, &disk.serial),
+                "{} is another disk than the plan was made for: {disk} was, {current} is",
+                disk.device.display()
+            );
+            ensure!(current.in_use.is_empty(), "{disk} is in use: {}", current.in_use.join(", "));
+            let file = open_disk(&disk.device)?;
+            ensure!(
+                ka_sys::block::size(&file).context("asking the disk's size")? == disk.bytes,
+                "{} is not what sysfs says",
+                disk.device.display()
+            );
+            opened.push((Open { plan, file, devices: Vec::new() }, current.partitions.clone()));
+        }
+        write_record(record, opened.iter().map(|(open, _)| open.plan.disk.device.as_path()))?;
+        let mut disks = Vec::new();
+        for (mut open, old) in opened {
+            let name = open.plan.disk.device.display().to_string();
+            empty(&open, &old).with_context(|| format!("emptying {name}"))?;
+            open.devices = tell_kernel(&open).with_context(|| format!("partitioning {name}"))?;
+            disks.push(open);
+        }
+        Ok(Partitioned { disks, record: record.to_path_buf() })
+    }
+}
+
+/// Opens a disk for writing, with the lock that udev respects, after making sure that nobody has claimed it.
+fn open_disk(device: &Path) -> Result<File> {
+    let open = |exclusive: bool| {
+        let flags = if exclusive { nix::libc::O_EXCL } else { 0 };
+        File::options().read(true).write(true).custom_flags(flags | nix::libc::O_CLOEXEC).open(device)
+    };
+    // O_EXCL fails while a file system, swap, md or dm holds the disk or a partition. It is not kept: our own mounts would
+    // fail too.
+    drop(open(true).with_context(|| format!("opening {} for us alone", device.display()))?);
+    let file = open(false).with_context(|| format!("opening {}", device.display()))?;
+    ka_sys::block::lock_exclusive(&file, PATIENCE)
+        .with_context(|| format!("locking {}: another program works on it", device.display()))?;
+    Ok(file)
+}
+
+fn write_record<'a>(record: &Path, disks: impl Iterator<Item = &'a Path>) -> Result<()> {
+    if let Some(parent) = record.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    }
+    let text: String = disks.map(|d| format!("{}\n", d.display())).collect();
+    fs::write(record, text).with_context(|| format!("writing {}", record.display()))
+}
+
+fn empty(open: &Open, old: &[KernelPartition]) -> Result<()> {
+    let whole = Area { start: 0, bytes: open.plan.disk.bytes };
+    let mut areas = vec![whole];
+    for partition in old {
+        wipe::wipefs(&partition.device)?;
+        areas.push(Area { start: partition.start, bytes: partition.bytes });
+    }
+    for partition in old {
+        ka_sys::block::delete_partition(&open.file, partition.number)
+            .with_context(|| format!("making the kernel forget {}", partition.name))?;
+    }
+    wipe::wipefs(&open.plan.disk.device)?;
+    // New partitions lie elsewhere than the old ones, perhaps on what an even older table had there.
+    let sector = u64::from(open.plan.fitted.geometry.sector);
+    areas.extend(open.plan.partitions.iter().map(|p| Area {
+        start: p.extent.first * sector,
+        bytes: p.extent.bytes(open.plan.fitted.geometry.sector),
+    }));
+    areas.retain(|a| a.start + a.bytes <= whole.bytes);
+    wipe::zero_ends(&open.file, &areas)?;
+    wipe::verify_empty(&open.file, &areas)
+}
+
+/// Adds the partitions with BLKPG and waits for their nodes, whose names come from the kernel.
+fn tell_kernel(open: &Open) -> Result<Vec<PathBuf>> {
+    let sector = u64::from(open.plan.fitted.geometry.sector);
+    let add = |number: u32, start: u64, bytes: u64| {
+        ka_sys::block::add_partition(&open.file, number, start, bytes)
+            .with_context(|| format!("telling the kernel of partition {number} ({start}+{bytes})"))
+    };
+    if let Some(extended) = &open.plan.fitted.extended {
+        // As the kernel itself shows an extended partition: just long enough for a boot loader.
+        add(extended.number, extended.first * sector, sector.max(1024))?;
+    }
+    for p in &open.plan.partitions {
+        add(p.extent.number, p.extent.first * sector, p.extent.bytes(open.plan.fitted.geometry.sector))?;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut devices = Vec::new();
+    for p in &open.plan.partitions {
+        devices.push(wait_for(open, p, deadline)?);
+    }
+    Ok(devices)
+}
+
+fn wait_for(open: &Open, plan: &PartitionPlan, deadline: Instant) -> Result<PathBuf> {
+    let number = plan.extent.number;
+    let sector = u64::from(open.plan.fitted.geometry.sector);
+    let (start, bytes) = (plan.extent.first * sector, plan.extent.bytes(open.plan.fitted.geometry.sector));
+    loop {
+        let known = kernel_partitions(&open.plan.disk.name)?.into_iter().find(|p| p.number == number);
+        if let Some(known) = &known {
+            ensure!(
+                (known.start, known.bytes) == (start, bytes),
+                "the kernel has partition {number} at {}+{}, not {start}+{bytes}",
+                known.start,
+                known.bytes
+            );
+            if File::open(&known.device).is_ok() {
+                return Ok(known.device.clone());
+            }
+        }
+        if Instant::now() > deadline {
+            match known {
+                Some(known) => bail!("the device node {} did not appear", known.device.display()),
+                None => bail!("the kernel does not show partition {number}"),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Partitioned {
+    /// Step `format`: makes the file systems, reads them back, and mounts them below `target` in the order of their paths.
+    ///
+    /// # Errors
+    /// When a mkfs fails, what it wrote does not read back, or the kernel cannot mount it.
+    pub fn format(self, target: &Path) -> Result<Formatted> {
+        for open in &self.disks {
+            for (plan, device) in open.plan.partitions.iter().zip(&open.devices) {
+                if let Some(format) = &plan.format {
+                    log::info!("making {} on {}", format.fs.name(), device.display());
+                    mkfs::make(device, format)?;
+                }
+            }
+        }
+        let mounts = mount_all(&self.disks, target)?;
+        Ok(Formatted { disks: self.disks, record: self.record, mounts })
+    }
+}
+
+fn mount_all(disks: &[Open], target: &Path) -> Result<Mounts> {
+    let mut wanted = Vec::new();
+    for open in disks {
+        for (plan, device) in open.plan.partitions.iter().zip(&open.devices) {
+            if let (Some(mount), Some(format)) = (&plan.mount, &plan.format) {
+                wanted.push((mount, format.fs, device));
+            }
+        }
+    }
+    let depth = |path: &str| path.split('/').filter(|p| !p.is_empty()).count();
+    wanted.sort_by(|a, b| (depth(&a.0.path), &a.0.path).cmp(&(depth(&b.0.path), &b.0.path)));
+    let mut mounts = Mounts::default();
+    for (mount, fs, device) in wanted {
+        let place = target.join(mount.path.trim_start_matches('/'));
+        fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
+        let options = install_options(fs, mount.options.as_deref().unwrap_or_default());
+        ka_sys::mount::mount(device, &place, fs.name(), &options)
+            .map_err(|e| match e.raw_os_error() {
+                Some(19) => anyhow::anyhow!("the kernel does not know {}: is its module missing?", fs.name()),
+                _ => e.into(),
+            })
+            .with_context(|| format!("mounting {} at {}", device.display(), place.display()))?;
+        mounts.0.push(place);
+    }
+    Ok(mounts)
+}
+
+/// The options while the tree is being restored: access times are of no interest; of the clone's own options only those
+/// count that decide how data is stored (read-only, for one, must not).
+fn install_options(fs: Fs, options: &str) -> String {
+    let stored =
+        |w: &&str| fs == Fs::Btrfs && (w.starts_with("compress") || *w == "nodatacow" || *w == "nodatasum");
+    let mut words = vec!["noatime"];
+    words.extend(options.split(',').map(str::trim).filter(stored));
+    words.join(",")
+}
+
+impl Formatted {
+    /// What was made, for autoconfig and the boot loader.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<Volume> {
+        let volume = |open: &Open, plan: &PartitionPlan, device: &Path| Volume {
+            device: device.to_string_lossy().into_owned(),
+            disk: open.plan.disk.device.to_string_lossy().into_owned(),
+            number: plan.extent.number,
+            kind: plan.kind.clone(),
+            fs: plan.format.as_ref().map(|f| f.fs),
+            uuid: plan.format.as_ref().map(|f| f.uuid.clone()),
+            label: plan.format.as_ref().and_then(|f| f.label.clone()),
+            partuuid: Some(plan.partuuid.clone()),
+            partlabel: plan.name.clone(),
+            mount: plan.mount.clone(),
+        };
+        self.disks
+            .iter()
+            .flat_map(|open| {
+                open.plan.partitions.iter().zip(&open.devices).map(move |(p, d)| volume(open, p, d))
+            })
+            .collect()
+    }
+
+    /// Writes the partition tables and reads them back. To be called when the tree is complete, right before the boot
+    /// loader: from here on the disk can boot.
+    ///
+    /// # Errors
+    /// When a table cannot be written or reads back differently. The caller then clears it.
+    pub fn commit_table(&mut self) -> Result<()> {
+        for open in &mut self.disks {
+            let device = open.plan.disk.device.display().to_string();
+            match open.plan.fitted.table {
+                TableKind::Gpt => gpt_table::write(&mut open.file, &open.plan),
+                TableKind::Mbr => mbr_table::write(&mut open.file, &open.plan),
+            }
+            .with_context(|| format!("writing the partition table of {device}"))?;
+            verify_table(open)?;
+        }
+        Ok(())
+    }
+
+    /// Clears the partition tables: after a failure nothing on these disks boots.
+    ///
+    /// # Errors
+    /// When a disk cannot be written, after all were tried.
+    pub fn clear_table(&self) -> Result<()> {
+        let mut failed = Vec::new();
+        for open in &self.disks {
+            if let Err(e) = wipe::clear_table(&open.file) {
+                failed.push(format!("{}: {e:#}", open.plan.disk.device.display()));
+            }
+        }
+        ensure!(failed.is_empty(), "clearing the partition table: {}", failed.join("; "));
+        Ok(())
+    }
+
+    /// Step `finish`: syncs, unmounts in reverse, and looks whether every file system is clean and every table stands.
+    /// Then the disks are no longer listed as under installation.
+    ///
+    /// # Errors
+    /// When data could not be written, something is still in use, or a file system is not clean. The caller then clears
+    /// the tables with [`wipe::clear_listed`], as this value is gone.
+    pub fn finish(mut self) -> Result<()> {
+        for place in &self.mounts.0 {
+            ka_sys::mount::sync_file_system(place).with_context(|| format!("syncing {}", place.display()))?;
+        }
+        while let Some(place) = self.mounts.0.last() {
+            unmount_patiently(place)?;
+            self.mounts.0.pop();
+        }
+        for open in &self.disks {
+            for (plan, device) in open.plan.partitions.iter().zip(&open.devices) {
+                if let Some(format) = &plan.format {
+                    mkfs::check_clean(device, format)
+                        .with_context(|| format!("checking {} after unmounting", device.display()))?;
+                }
+            }
+            open.file.sync_all().with_context(|| format!("syncing {}", open.plan.disk.device.display()))?;
+            verify_table(open)?;
+        }
+        match fs::remove_file(&self.record) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("removing {}", self.record.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn verify_table(open: &Open) -> Result<()> {
+    ka_sys::block::flush_buffers(&open.file).context("dropping the disk's cache")?;
+    match open.plan.fitted.table {
+        TableKind::Gpt => gpt_table::verify(&open.file, &open.plan),
+        TableKind::Mbr => mbr_table::verify(&open.file, &open.plan),
+    }
+    .with_context(|| format!("reading the partition table of {} back", open.plan.disk.device.display()))
+}
+
+/// A daemon that a hook started may need a moment to end.
+fn unmount_patiently(place: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match ka_sys::mount::unmount(place) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.raw_os_error() == Some(16) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(e) => return Err(e).with_context(|| format!("unmounting {}", place.display())),
+        }
+    }
+}
