@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> GrubCfg {
                 found.names.extend(names.map(|(_, spec)| (spec, line.trim().to_owned())));
             }
             "initrd" | "initrd16" | "initrdefi" => {
-                found.initrds.extend(arguments.iter().map(|a| (*a).to_owned()))
+                found.initrds.extend(arguments.iter().map(|a| (*a).to_owned()));
             }
             _ => {}
         }

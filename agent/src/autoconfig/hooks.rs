@@ -80,8 +80,13 @@ fn run(context: &Context, hook: &Hook, limit: Duration) -> Result<()> {
         }
         HookPlace::Host => {
             let mut command = Command::new(Path::new(HOST_DIR).join(&hook.name));
-            // PID 1 has been given no search path by anyone.
-            command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            // The same in the initramfs, where PID 1 has a bare environment, as in a rescue system.
+            command
+                .env_clear()
+                .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+                .env("LC_ALL", "C")
+                .env("HOME", "/root")
+                .current_dir("/");
             (PathBuf::from(HOST_DIR), command)
         }
     };
@@ -148,7 +153,7 @@ fn spawn(command: &mut Command) -> Result<Child> {
     for _ in 0..50 {
         match command.spawn() {
             Err(e) if e.kind() == ErrorKind::ExecutableFileBusy => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(e).context("starting it (is the interpreter that its first line names there?)");

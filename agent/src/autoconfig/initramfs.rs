@@ -182,8 +182,8 @@ fn setting(context: &Context, key: &str) -> Result<Option<String>> {
     let mut value = None;
     for file in files {
         let text = context.root.read_text(&file)?.unwrap_or_default();
-        let found = text.lines().filter_map(|l| l.trim().strip_prefix(key)?.strip_prefix('='));
-        value = found.last().map(|v| v.trim_matches(['"', '\'']).to_owned()).or(value);
+        let mut found = text.lines().filter_map(|l| l.trim().strip_prefix(key)?.strip_prefix('='));
+        value = found.next_back().map(|v| v.trim_matches(['"', '\'']).to_owned()).or(value);
     }
     Ok(value)
 }

@@ -176,9 +176,8 @@ fn replace_word(line: &str, old: &str, new: &str) -> String {
     let mut rest = line;
     while let Some(at) = rest.find(old) {
         let (before, after) = (&rest[..at], &rest[at + old.len()..]);
-        let whole = !before.ends_with(is_word)
-            && !(before.is_empty() && out.ends_with(is_word))
-            && !after.starts_with(is_word);
+        let joined_before = before.ends_with(is_word) || (before.is_empty() && out.ends_with(is_word));
+        let whole = !joined_before && !after.starts_with(is_word);
         out.push_str(before);
         out.push_str(if whole { new } else { old });
         rest = after;

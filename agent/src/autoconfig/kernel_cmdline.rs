@@ -54,7 +54,7 @@ fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<Stri
             Replacement::Drop => {
                 done.push(format!("{word} dropped"));
                 // The blank before it goes when a quote follows, else the one behind it.
-                if end.starts_with(|c: char| c == '"' || c == '\'') {
+                if end.starts_with(['"', '\'']) {
                     out.truncate(out.trim_end_matches(' ').len());
                     out.push_str(end);
                 }

@@ -174,15 +174,15 @@ fn uefi_loader(context: &Context) -> Result<Vec<String>> {
         Ok(())
     };
     is_program(efi_arch(&context.order.golden.arch)?.removable)?;
-    // The entry can only be read with the clone's efibootmgr and the firmware's variables in reach.
+    // Where the firmware's variables are out of reach, the boot loader step has warned that there is no entry.
     if Path::new(EFIVARS).is_dir() {
         let chroot = Chroot::enter(context)?;
-        let entries = boot_entries(context);
+        let entries = if root.list(EFIVARS)?.is_empty() { Ok(None) } else { boot_entries(context) };
         chroot.leave()?;
         if let Some(entries) = entries? {
             let id = bootloader_id(context);
-            let own = entries.entries.iter().find(|e| e.label == id);
-            match own.and_then(|e| e.file.as_deref()) {
+            let own = entries.entries.iter().filter(|e| e.label == id);
+            match own.filter_map(|e| e.file.as_deref()).next() {
                 Some(file) => is_program(file)?,
                 None => problems.push(format!("the firmware has no boot entry called {id}")),
             }
