@@ -23,24 +23,6 @@ pub struct Binaries {
     pub image: PathBuf,
 }
 
-/// How they are built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Profile {
-    /// For the lab: quick to link.
-    Lab,
-    /// As it is shipped.
-    Release,
-}
-
-impl Profile {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Lab => "lab",
-            Self::Release => "release",
-        }
-    }
-}
-
 #[derive(Deserialize)]
 struct Metadata {
     target_directory: PathBuf,
@@ -75,23 +57,26 @@ pub fn workspace() -> Result<PathBuf> {
     metadata().map(|m| m.workspace_root)
 }
 
+/// For the lab: nearly as fast as what is shipped, much quicker to link.
+const PROFILE: &str = "lab";
+
 /// Builds all three.
 ///
 /// # Errors
 /// When cargo fails, or the agent is not what it must be.
-pub fn build(profile: Profile, log: &Path) -> Result<Binaries> {
+pub fn build(log: &Path) -> Result<Binaries> {
     let Metadata { target_directory, workspace_root } = metadata()?;
-    say!("build", "ka-agent, ka-server and ka-image, profile {}, static for musl", profile.name());
+    say!("build", "ka-agent, ka-server and ka-image, profile {}, static for musl", PROFILE);
     let time = run::logged(
         Command::new(cargo())
             .current_dir(&workspace_root)
-            .args(["build", "--locked", "--target", MUSL, "--profile", profile.name()])
+            .args(["build", "--locked", "--target", MUSL, "--profile", PROFILE])
             .args(["-p", "ka-agent", "-p", "ka-server", "-p", "ka-image", "--bins"]),
         log,
         LIMIT,
     )
     .context("building Ka")?;
-    let folder = target_directory.join(MUSL).join(profile.name());
+    let folder = target_directory.join(MUSL).join(PROFILE);
     let binaries = Binaries {
         agent: folder.join("ka-agent"),
         server: folder.join("ka-server"),
@@ -102,10 +87,25 @@ pub fn build(profile: Profile, log: &Path) -> Result<Binaries> {
     }
     let size = std::fs::metadata(&binaries.agent).context("looking at ka-agent")?.len();
     say!("build", "built in {:.0} s; ka-agent has {}", time.as_secs_f64(), ka_cli::units::show_size(size));
-    if profile == Profile::Release && size >= AGENT_LIMIT {
+    Ok(binaries)
+}
+
+/// Builds `ka-agent` as it is shipped and checks its size.
+///
+/// # Errors
+/// When cargo fails, or it is not what it must be.
+pub fn build_agent(log: &Path) -> Result<PathBuf> {
+    let Metadata { target_directory, workspace_root } = metadata()?;
+    let words = ["build", "--locked", "--release", "--target", MUSL, "-p", "ka-agent"];
+    run::logged(Command::new(cargo()).current_dir(workspace_root).args(words), log, LIMIT)?;
+    let agent = target_directory.join(MUSL).join("release/ka-agent");
+    check_static(&agent)?;
+    let size = std::fs::metadata(&agent).context("looking at ka-agent")?.len();
+    say!("build", "ka-agent as it is shipped: static-pie, {}", ka_cli::units::show_size(size));
+    if size >= AGENT_LIMIT {
         bail!("ka-agent has {size} bytes, the limit is {AGENT_LIMIT}");
     }
-    Ok(binaries)
+    Ok(agent)
 }
 
 /// Static and position-independent: `ET_DYN` without an interpreter.

@@ -1,7 +1,6 @@
 //! Is a clone its golden tree? Judged by rsync, which is not ours: content by checksum, owners, modes, times, hard links,
 //! ACLs and extended attributes, in both directions. What may differ is named entry by entry, with the reason.
 
-use crate::run;
 use anyhow::{Context, Result, bail};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -133,16 +132,30 @@ pub fn same_tree(golden: &Path, clone: &Path, lists: &[&[Allowed]]) -> Result<Co
         );
     }
     holes_are_kept(golden, clone)?;
-    Ok(Compared { files: count(golden)?, allowed: found.len() })
+    Ok(Compared { files: count(golden)?, allowed: found.len(), reasons: reasons(&found, lists) })
+}
+
+/// Why those that may differ do, each reason once.
+fn reasons(found: &[Difference], lists: &[&[Allowed]]) -> Vec<&'static str> {
+    let mut reasons: Vec<&'static str> = found
+        .iter()
+        .filter_map(|d| lists.iter().flat_map(|list| list.iter()).find(|a| allows(a, d)))
+        .map(|a| a.why)
+        .collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
 }
 
 /// The result of a comparison that found nothing wrong.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Compared {
     /// Files, directories and all else that were compared.
     pub files: usize,
     /// Differences that a list explains.
     pub allowed: usize,
+    /// Why, each reason once.
+    pub reasons: Vec<&'static str>,
 }
 
 /// rsync does not look at holes: the golden tree's sparse files may not have become heavy.

@@ -1,26 +1,24 @@
 //! `cargo xtask demo`: three bare machines on a virtual network become three running clones, and everything that makes
 //! them clones is checked.
 
-use crate::binaries::{self, Profile};
-use crate::lab::net::Net;
-use crate::lab::vm::{Board, Spec};
-use crate::lab::{accel, vm};
+use crate::binaries::{self, Binaries};
+use crate::fleet::{self, Bare, Fleet};
+use crate::lab::accel;
+use crate::lab::vm::{Accel, Board};
 use crate::node::{self, Report};
 use crate::server::{self, Deploy, Server};
 use crate::{golden, interrupt, say, setup};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ka_cli::units::show_time;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The boards of the demonstration, with the clones' names.
-const BOARDS: [(&str, Board); 3] =
-    [("clone-ide", Board::BiosIde), ("clone-sata", Board::BiosAhci), ("clone-nvme", Board::UefiNvme)];
-/// MiB of memory of a node: the smallest that the project promises.
-const MEMORY: u32 = 512;
-/// Bytes of a node's disk.
-const DISK: u64 = 3 << 30;
+/// The three machines.
+pub const MACHINES: [Bare; 3] = [
+    Bare { name: "clone-ide", board: Board::BiosIde, disks: &[fleet::DISK] },
+    Bare { name: "clone-sata", board: Board::BiosAhci, disks: &[fleet::DISK] },
+    Bare { name: "clone-nvme", board: Board::UefiNvme, disks: &[fleet::DISK] },
+];
 /// The whole deployment, on a loaded machine without KVM.
 const LIMIT: Duration = Duration::from_secs(1200);
 
@@ -32,72 +30,16 @@ pub fn run(dir: &Path) -> Result<()> {
     let start = Instant::now();
     say!("demo", "logs are kept in {}", dir.display());
     setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
-    let binaries = binaries::build(Profile::Lab, &dir.join("build.log"))?;
+    let binaries = binaries::build(&dir.join("build.log"))?;
     let golden = golden::get(&dir.join("golden.log"))?;
     let accel = accel::choose(&golden.vmlinuz())?;
     let boot_dir = dir.join("boot");
     server::build_image(&binaries, &golden.tree, &boot_dir, &dir.join("image.log"))?;
     let ready = start.elapsed();
 
-    let net = Net::new(true)?;
-    let mut specs = Vec::new();
-    let mut nodes_file = String::new();
-    for (i, (name, board)) in BOARDS.into_iter().enumerate() {
-        let disk = dir.join(format!("{name}.disk"));
-        vm::empty_disk(&disk, DISK)?;
-        let mac = format!("52:54:00:6b:61:{:02x}", i + 1);
-        writeln!(nodes_file, "{mac} {name}")?;
-        let tap = net.tap()?;
-        specs.push(Spec {
-            name: name.into(),
-            board,
-            memory: MEMORY,
-            disks: vec![disk],
-            mac,
-            tap,
-            accel,
-            dir: dir.to_path_buf(),
-            kernel: None,
-        });
-    }
-    let nodes_path = dir.join("nodes.txt");
-    let layout_path = dir.join("layout.toml");
-    std::fs::write(&nodes_path, nodes_file).with_context(|| format!("writing {}", nodes_path.display()))?;
-    std::fs::write(&layout_path, golden::LAYOUT)
-        .with_context(|| format!("writing {}", layout_path.display()))?;
-    let deploy = Deploy {
-        dir: dir.join("server"),
-        boot_dir,
-        nodes: specs.len(),
-        more: vec![
-            "--root".into(),
-            golden.tree.display().to_string(),
-            "--layout".into(),
-            layout_path.display().to_string(),
-            "--nodes-file".into(),
-            nodes_path.display().to_string(),
-            "--listed-only".into(),
-            "--efi-boot".into(),
-            "pxe-first".into(),
-        ],
-    };
-    let mut server = Server::deploy(&net, &deploy, &binaries, true)?;
     let deploying = Instant::now();
-    say!("demo", "switching on {} bare machines of {MEMORY} MiB with empty disks", specs.len());
-    let results: Vec<Result<Report>> = std::thread::scope(|scope| {
-        let (net, golden) = (&net, &golden);
-        let threads: Vec<_> = specs
-            .iter()
-            .map(|spec| scope.spawn(move || node::install_and_check(spec, net, &golden.tree, LIMIT)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the thread of a node ended badly"))))
-            .collect()
-    });
-    interrupt::check()?;
+    let (results, exit) = clone_all(dir, &binaries, &golden.tree, &boot_dir, accel, true)?;
     let cloned = deploying.elapsed();
-    let exit = server.wait(Duration::from_secs(60));
     let reports = summarize(&results);
     println!();
     println!(
@@ -112,20 +54,66 @@ pub fn run(dir: &Path) -> Result<()> {
         0 => {}
         code => bail!("ka-server ended with exit status {code}"),
     }
-    if reports.len() != BOARDS.len() {
-        bail!("{} of {} clones are not as they must be", BOARDS.len() - reports.len(), BOARDS.len());
+    if reports.len() != MACHINES.len() {
+        bail!("{} of {} clones are not as they must be", MACHINES.len() - reports.len(), MACHINES.len());
     }
     node::all_different(&reports)
 }
 
+/// What came of each machine, and the server's exit status.
+pub type Outcome = (Vec<Result<Report>>, Result<i32>);
+
+/// Deploys `tree` onto the three machines and checks each.
+///
+/// # Errors
+/// When the lab cannot be set up, or we are interrupted.
+pub fn clone_all(
+    dir: &Path,
+    binaries: &Binaries,
+    tree: &Path,
+    boot_dir: &Path,
+    accel: Accel,
+    show: bool,
+) -> Result<Outcome> {
+    let fleet = Fleet::new(dir, &MACHINES, golden::LAYOUT, accel)?;
+    let mut more = fleet.words(tree);
+    // QEMU sorts the boot order itself at every start: the network stays first, whatever the clone writes.
+    more.extend(["--efi-boot".into(), "pxe-first".into()]);
+    let deploy =
+        Deploy { dir: dir.join("server"), boot_dir: boot_dir.to_path_buf(), nodes: fleet.specs.len(), more };
+    let mut server = Server::deploy(&fleet.net, &deploy, binaries, show)?;
+    server.wait_for(&[server::LISTENING], Duration::from_secs(60))?;
+    say!(
+        "demo",
+        "switching on {} bare machines of {} MiB with empty disks",
+        fleet.specs.len(),
+        fleet::MEMORY
+    );
+    let results = std::thread::scope(|scope| {
+        let net = &fleet.net;
+        let threads: Vec<_> = fleet
+            .specs
+            .iter()
+            .map(|spec| scope.spawn(move || node::install_and_check(spec, net, tree, LIMIT)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the thread of a node ended badly"))))
+            .collect()
+    });
+    interrupt::check()?;
+    let exit = server.wait(Duration::from_secs(60));
+    Ok((results, exit))
+}
+
 /// Prints the table; the reports of those that are well.
-fn summarize(results: &[Result<Report>]) -> Vec<Report> {
+pub fn summarize(results: &[Result<Report>]) -> Vec<Report> {
     println!(
         "\n{:<11} {:<11} {:>10} {:>8} {:>9} {:>9}  {:<13} ssh key",
         "clone", "board", "installed", "login", "files", "differ", "machine-id"
     );
     let mut reports = Vec::new();
-    for ((name, board), result) in BOARDS.iter().zip(results) {
+    for (Bare { name, board, .. }, result) in MACHINES.iter().zip(results) {
         match result {
             Ok(report) => {
                 println!(

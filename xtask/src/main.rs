@@ -3,6 +3,7 @@
 mod binaries;
 mod compare;
 mod demo;
+mod fleet;
 mod golden;
 mod interrupt;
 mod lab;
@@ -11,6 +12,7 @@ mod run;
 mod say;
 mod server;
 mod setup;
+mod test;
 
 use anyhow::{Context, Result};
 use argh::FromArgs;
@@ -30,12 +32,26 @@ struct Args {
 enum Command {
     Demo(Demo),
     Lab(Lab),
+    Test(Test),
 }
 
 /// Clones a Debian machine onto three virtual nodes by PXE and checks them.
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "demo")]
 struct Demo {}
+
+/// Runs all tests, those in virtual machines too.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "test")]
+struct Test {
+    /// leave the virtual machines out
+    #[argh(switch)]
+    quick: bool,
+    /// only this test with virtual machines (repeatable): three-boards,
+    /// second-generation, wrong-inputs
+    #[argh(option, arg_name = "TEST")]
+    only: Vec<String>,
+}
 
 /// Parts of the lab by themselves, for trying things by hand.
 #[derive(FromArgs, Debug)]
@@ -97,6 +113,10 @@ fn run_command(command: Command) -> Result<Exit> {
         Command::Demo(_) => {
             demo::run(&run_dir("demo")?)?;
             Ok(Exit::Done)
+        }
+        Command::Test(Test { quick, only }) => {
+            let passed = test::run(&test::Options { quick, only }, &run_dir("test")?)?;
+            Ok(if passed { Exit::Done } else { Exit::Failed })
         }
         Command::Lab(Lab { command: LabCommand::Login(_) }) => {
             lab::login::run(&run_dir("login")?)?;

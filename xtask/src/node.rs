@@ -55,6 +55,7 @@ fn life(spec: &Spec, net: &Net, golden: &Path, limit: Duration) -> Result<Report
         compared.files,
         compared.allowed
     );
+    say!(&spec.name, "they differ for these reasons: {}", compared.reasons.join(", "));
     if spec.board == Board::UefiNvme {
         let files = disk::esp_files(image, "EFI/BOOT").context("looking for the removable boot loader")?;
         if !files.to_ascii_uppercase().contains("BOOTX64.EFI") {
@@ -203,7 +204,7 @@ mod tests {
             name: name.into(),
             installed: Duration::ZERO,
             login: Duration::ZERO,
-            compared: Compared { files: 0, allowed: 0 },
+            compared: Compared { files: 0, allowed: 0, reasons: Vec::new() },
             machine_id: machine_id.into(),
             ssh_keys: vec![key.into()],
         }

@@ -140,6 +140,8 @@ impl Drop for Server {
     }
 }
 
+/// What it says when nodes may be switched on.
+pub const LISTENING: &str = "waiting for nodes:";
 /// How long the PXE service sends installed nodes to their disks after the deployment; long enough for a loaded machine.
 const LINGER: &str = "15m";
 

@@ -40,9 +40,7 @@ pub fn choose(vmlinuz: &Path) -> Result<Accel> {
     } else {
         say!(
             "lab",
-            "/dev/kvm is there but did not boot a kernel within {} s: machines are emulated in software, which is slow \
-             but works",
-            LIMIT.as_secs()
+            "/dev/kvm is there but cannot boot a kernel: machines are emulated in software, which is slow but works"
         );
         Ok(Accel::Tcg)
     }

@@ -28,6 +28,8 @@ pub fn run(dir: &Path) -> Result<()> {
         &dir.join("mke2fs.log"),
         Duration::from_secs(300),
     )?;
+    // The one file system has no swap and no EFI system partition beside it.
+    run::quiet("debugfs", &["-w", "-R", "rm /etc/fstab", &disk.display().to_string()])?;
     let net = Net::new(true)?;
     let spec = Spec {
         name: "golden".into(),

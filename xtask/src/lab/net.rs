@@ -67,12 +67,6 @@ impl Net {
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
-
-    /// Its name, for people who want to look inside.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 impl Drop for Net {

@@ -51,9 +51,8 @@ impl Text {
         plain
     }
 
-    /// The position behind everything that was written so far.
-    #[must_use]
-    pub fn end(&self) -> usize {
+    #[cfg(test)]
+    fn end(&self) -> usize {
         self.forgotten + self.text.len()
     }
 

@@ -344,12 +344,6 @@ impl Vm {
         lock(&self.text).since(0)
     }
 
-    /// What it is.
-    #[must_use]
-    pub fn spec(&self) -> &Spec {
-        &self.spec
-    }
-
     fn tail(&self) -> String {
         format!(
             "; the end of {}:\n{}",
