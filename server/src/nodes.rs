@@ -238,7 +238,7 @@ impl Nodes {
             for word in words {
                 match word.split_once('=') {
                     Some(("group", value)) if group.is_none() && is_group(value) => {
-                        group = Some(value.to_owned())
+                        group = Some(value.to_owned());
                     }
                     Some(("group", _)) if group.is_some() => return Err(wrong("two groups".to_owned())),
                     Some(("group", value)) => return Err(wrong(format!("`{value}` is not a group name"))),

@@ -65,6 +65,17 @@ pub fn ipv4_of(interface: &str) -> io::Result<Vec<Ipv4Net>> {
     Ok(found)
 }
 
+/// The names of all interfaces, sorted.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn interfaces() -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = getifaddrs()?.map(|entry| entry.interface_name).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 /// The kernel's number of `interface`.
 ///
 /// # Errors
@@ -95,6 +106,7 @@ mod tests {
         assert_eq!(interface_index("lo").unwrap(), 1);
         assert!(interface_index("no-such-if").is_err());
         assert!(ipv4_of("no-such-if").unwrap().is_empty());
+        assert!(interfaces().unwrap().contains(&"lo".to_owned()));
         let lo = ipv4_of("lo").unwrap();
         assert!(lo.contains(&Ipv4Net { address: Ipv4Addr::LOCALHOST, prefix: 8 }), "{lo:?}");
     }

@@ -213,9 +213,12 @@ fn log_line(line: &str) {
     // With log-dhcp there are some 20 lines for each request; what matters is told as events.
     let detail = line.starts_with("dnsmasq-dhcp[") || line.contains("compile time options");
     let trouble = ["error", "failed", "cannot", "not giving", "no address range", "warning", "ignoring"];
-    if trouble.iter().any(|word| line.contains(word)) {
+    // UEFI asks for a file's size first and breaks that transfer off.
+    let usual = line.contains("error 8 User aborted the transfer");
+    let trouble = !usual && trouble.iter().any(|word| line.contains(word));
+    if trouble {
         log::warn!("{line}");
-    } else if detail {
+    } else if detail || usual {
         log::debug!("{line}");
     } else {
         log::info!("{line}");

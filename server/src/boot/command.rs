@@ -133,7 +133,7 @@ pub fn tell(event: &BootEvent) {
     match event {
         BootEvent::Seen { mac, client } => match client {
             Client::Pxe(0 | 7 | 9) | Client::HttpBoot(16) | Client::Ipxe => {
-                log::info!("{mac} boots: {client:?}")
+                log::info!("{mac} boots: {client:?}");
             }
             Client::Pxe(arch) | Client::HttpBoot(arch) => {
                 log::warn!(

@@ -21,6 +21,8 @@ struct Transaction {
 #[derive(Debug, Default)]
 pub struct LogReader {
     open: VecDeque<Transaction>,
+    /// Who has been told lately, with the transaction: clients ask several times in one.
+    told: VecDeque<(u32, Mac, Client)>,
 }
 
 impl LogReader {
@@ -46,7 +48,15 @@ impl LogReader {
             let at = self.open.iter().position(|t| t.id == id)?;
             let done = self.open.remove(at)?;
             let client = client(done.vendor.as_deref(), tags.split(", ").any(|tag| tag.trim() == "ipxe"));
-            return Some(BootEvent::Seen { mac: done.mac?, client });
+            let mac = done.mac?;
+            if self.told.contains(&(id, mac, client)) {
+                return None;
+            }
+            if self.told.len() >= TRANSACTIONS {
+                self.told.pop_front();
+            }
+            self.told.push_back((id, mac, client));
+            return Some(BootEvent::Seen { mac, client });
         }
         let (verb, rest) = text.split_once('(')?;
         let mut words = rest.split_once(')')?.1.split_whitespace();
@@ -177,6 +187,15 @@ dnsmasq-tftp[32104]: sent /usr/lib/ipxe/undionly.kpxe to 10.91.0.60";
         assert!(reader.line("dnsmasq-dhcp[7]: 9999 tags: v0").is_some());
         assert!(reader.line("dnsmasq-dhcp[7]: 9998 tags: ipxe").is_some());
         assert!(reader.line("dnsmasq-dhcp[7]: 5 tags: v0").is_none(), "forgotten long ago");
+    }
+
+    #[test]
+    fn asking_again_in_one_transaction_is_told_once() {
+        let ask =
+            "dnsmasq-dhcp[7]: 42 DHCPDISCOVER(v0) 52:54:00:00:00:01\ndnsmasq-dhcp[7]: 42 tags: ipxe, v0\n";
+        assert_eq!(read(&ask.repeat(3)).len(), 1);
+        let again = ask.replace(" 42 ", " 43 ");
+        assert_eq!(read(&format!("{ask}{again}")).len(), 2);
     }
 
     proptest! {

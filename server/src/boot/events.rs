@@ -15,7 +15,7 @@ const QUEUE: usize = 4096;
 /// Something that happened in the PXE service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BootEvent {
-    /// A machine asked by DHCP or PXE. It is told once for each stage of each boot, more or less: machines ask often.
+    /// A machine asked by DHCP or PXE. Told once for each stage of a boot (a ROM's PXE, iPXE, the agent).
     Seen {
         /// Its network card.
         mac: Mac,

@@ -245,7 +245,8 @@ pub fn address_of(interface: &str) -> Result<Ipv4Net> {
         bail!("`{interface}` cannot be the name of an interface");
     }
     ifaddr::interface_index(interface).map_err(|_| {
-        let known = interfaces();
+        // Only for the message: what cannot be read is not listed.
+        let known = ifaddr::interfaces().unwrap_or_default();
         anyhow!("there is no interface {interface} (there are: {})", known.join(", "))
     })?;
     let all = ifaddr::ipv4_of(interface).with_context(|| format!("reading the addresses of {interface}"))?;
@@ -256,14 +257,6 @@ pub fn address_of(interface: &str) -> Result<Ipv4Net> {
         log::info!("{interface} has {} addresses; {net} is used", all.len());
     }
     Ok(net)
-}
-
-fn interfaces() -> Vec<String> {
-    // Only for a message: what cannot be read is not listed.
-    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
 }
 
 /// Looks for another DHCP server: full DHCP must not have one beside it, proxy-DHCP must.
@@ -280,7 +273,7 @@ fn look_around(interface: &str, plan: Plan, force: bool) -> Result<()> {
              --dhcp auto"
         ),
         (Plan::Proxy, Ok(Some(server))) => {
-            log::info!("the DHCP server {server} hands out addresses on {interface}")
+            log::info!("the DHCP server {server} hands out addresses on {interface}");
         }
         (_, Err(e)) => log::warn!("cannot find out whether another DHCP server answers on {interface}: {e}"),
         _ => {}
