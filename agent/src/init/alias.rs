@@ -107,7 +107,7 @@ mod tests {
 
         #[test]
         fn no_pattern_panics(pattern in "[\\[\\]!^a-c*?-]{0,20}", text in ".{0,20}") {
-            matches(&pattern, &text);
+            let _ = matches(&pattern, &text); // any answer, but no panic
         }
 
         #[test]
