@@ -32,7 +32,7 @@ pub fn run(args: &LayoutArgs) -> Result<Exit> {
             }
         };
     }
-    let captured = ka_layout::capture::capture().context("capturing the layout of this machine")?;
+    let captured = ka_layout::capture::capture(None).context("capturing the layout of this machine")?;
     for warning in &captured.warnings {
         eprintln!("warning: {warning}");
     }

@@ -53,9 +53,9 @@ impl Plan {
         };
         let mut text = layout_text.unwrap_or_default();
         if captured {
-            match ka_layout::capture::capture() {
+            match ka_layout::capture::capture(None) {
                 Ok(captured) => {
-                    filesystems = captured.filesystems;
+                    filesystems = captured.golden_filesystems;
                     if args.layout.is_none() {
                         warnings.extend(captured.warnings.iter().cloned());
                         text = ka_layout::write::to_toml(&captured.layout, &captured.warnings);
