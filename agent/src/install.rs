@@ -61,6 +61,11 @@ pub struct Failure {
     pub error: anyhow::Error,
 }
 
+/// Not a failure of anything: the plan was shown and nothing was to be done.
+#[derive(Debug, thiserror::Error)]
+#[error("this is a dry run: nothing was written")]
+pub struct DryRun;
+
 /// What is shared by the steps: where we are, and who is told.
 struct Steps<'a> {
     current: &'static str,
@@ -165,22 +170,25 @@ fn run(
         log::info!("{line}");
     }
     if orders.dry_run {
-        bail!("this is a dry run (ka.dry-run): nothing was written");
+        return Err(DryRun.into());
     }
-    let partitioned = plan.partition().context("partitioning")?;
-    steps.begin("format");
-    let mut formatted = partitioned.format(Path::new(TARGET)).context("making file systems")?;
-    let result = fill(steps, machine, session, listener, relay, &order, &mut formatted);
-    match result {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            // First the cause goes to the log, then the disk is made unbootable.
-            log::error!("step {}: {error:#}", steps.current);
-            match formatted.abandon() {
-                Ok(()) => Err(error),
-                Err(also) => Err(error.context(format!("and the disk could not be made unbootable: {also:#}"))),
+    let record = Path::new(disk::RECORD);
+    let result = plan.partition(record).context("partitioning").and_then(|partitioned| {
+        steps.begin("format");
+        let formatted = partitioned.format(Path::new(TARGET)).context("making file systems")?;
+        fill(steps, machine, session, listener, relay, &order, formatted)
+    });
+    let Err(error) = result else { return Ok(()) };
+    // First the cause goes to the log, then the disk is made unbootable.
+    log::error!("step {}: {error:#}", steps.current);
+    match disk::clear_listed(record) {
+        Ok(cleared) => {
+            for disk in cleared {
+                log::info!("{} was made unbootable", disk.display());
             }
+            Err(error)
         }
+        Err(also) => Err(error.context(format!("and the disk could not be made unbootable: {also:#}"))),
     }
 }
 
@@ -201,7 +209,7 @@ fn fill(
     listener: std::net::TcpListener,
     relay: &mut Option<ka_chain::node::Node>,
     order: &InstallOrder,
-    formatted: &mut Formatted,
+    mut formatted: Formatted,
 ) -> Result<()> {
     steps.begin("ready");
     session.tell(ToServer::Ready);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match init::role() {
-        Role::Init => init::supervise(init::Hooks { clear_disks: disk::clear_listed }),
+        Role::Init => init::supervise(init::Hooks { clear_disks: |list| disk::clear_listed(list).map(drop) }),
         Role::Worker => commands::work().into(),
         Role::Modprobe => init::modprobe(),
         Role::Command => {

@@ -251,6 +251,42 @@ fn proxy_dhcp_beside_another_server_and_full_dhcp_refused() {
 }
 
 #[test]
+fn addresses_that_are_held_are_not_given_away() {
+    if !tools_are_there() {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    boot_files(files.path());
+    let net = Net::new();
+    // A neighbour holds one of the two addresses of the range, and answers no ping; a second card is the node.
+    sh(&format!(
+        "ip -n {c} addr add 10.91.0.50/24 dev cli
+         ip netns exec {c} sh -c 'echo 1 > /proc/sys/net/ipv4/icmp_echo_ignore_all'
+         ip -n {c} link add link cli name node address 52:54:00:00:00:02 type macvlan mode bridge
+         ip -n {c} link set node up",
+        c = net.client
+    ));
+    let range = "10.91.0.50-10.91.0.51".parse().unwrap();
+    let script = files.path().join("lease");
+    std::fs::write(&script, "#!/bin/sh\n[ $1 = bound ] && echo $ip || true\n").unwrap();
+    sh(&format!("chmod +x {}", script.display()));
+    let nodes =
+        Nodes::parse("52:54:00:00:00:07 other\n52:54:00:00:00:02 this\n", Pattern::default()).unwrap();
+    net.inside(|| {
+        let ask = format!("busybox udhcpc -i node -n -q -f -t 5 -s {}", script.display());
+        let service = BootService::start(&config(files.path(), range), everyone()).unwrap();
+        assert_eq!(net.client(&ask).trim(), "10.91.0.51");
+        drop(service);
+        // Nodes of the nodes file have their addresses: the only free one is the first node's, the second gets none.
+        let states = Arc::new(NodeStates::new(nodes, Policy::ListedOnly));
+        let service = BootService::start(&config(files.path(), range), states).unwrap();
+        let ask = format!("ip netns exec {} {ask} -t 2 -T 1", net.client);
+        assert!(run(Command::new("sh").args(["-ec", &ask]), LIMIT).is_err());
+        drop(service);
+    });
+}
+
+#[test]
 fn two_services_side_by_side() {
     if !tools_are_there() {
         return;
