@@ -17,7 +17,13 @@ mod tool;
 mod wipe;
 
 #[cfg(test)]
-mod tests;
+mod loop_tests;
+#[cfg(test)]
+mod plan_tests;
+#[cfg(test)]
+mod sysfs_tests;
+#[cfg(test)]
+mod trap_tests;
 
 pub use discover::{Disk, discover};
 pub use plan::{Plan, plan};

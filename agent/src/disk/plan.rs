@@ -93,6 +93,14 @@ impl DiskPlan {
 /// When no disk, or not exactly one, matches a rule; a disk is too small, in use or read-only; the firmware could not boot
 /// the result; the golden tree does not fit. The message names sizes and what is missing.
 pub fn plan(layout: &Layout, disks: &[Disk], golden: &Golden, firmware: Firmware) -> Result<Plan> {
+    let mut plan = compute(layout, disks, golden)?;
+    check_boot(&plan, firmware)?;
+    check_space(&mut plan, golden)?;
+    Ok(plan)
+}
+
+/// The plan without the checks of firmware and space.
+pub(super) fn compute(layout: &Layout, disks: &[Disk], golden: &Golden) -> Result<Plan> {
     for (i, partition) in layout.partitions.iter().enumerate() {
         let text = layout.partition_text(i);
         ensure!(!partition.preserve, "{text}: preserve is not supported yet");
@@ -104,10 +112,7 @@ pub fn plan(layout: &Layout, disks: &[Disk], golden: &Golden, firmware: Firmware
     for (i, index) in chosen.into_iter().enumerate() {
         plans.push(plan_disk(layout, i, &disks[index], &mut uuids)?);
     }
-    let mut plan = Plan { disks: plans };
-    check_boot(&plan, firmware)?;
-    check_space(&mut plan, golden)?;
-    Ok(plan)
+    Ok(Plan { disks: plans })
 }
 
 fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> Result<DiskPlan> {

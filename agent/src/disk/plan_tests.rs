@@ -1,0 +1,233 @@
+//! The plan, without any disk: messages for what does not fit or cannot boot, UUIDs, and what the plan looks like.
+
+use super::discover::{Disk, KernelPartition};
+use super::plan::{Plan, plan};
+use ka_layout::model::{Fs, Layout};
+use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
+
+const GPT: &str = r#"version = 1
+[[disk]]
+name = "system"
+table = "gpt"
+uuid = "11111111-2222-4333-8444-555555555555"
+[[partition]]
+number = 14
+type = "bios-boot"
+size = "3M"
+[[partition]]
+number = 15
+type = "esp"
+size = "124M"
+format = { fs = "vfat", uuid = "abcd-1234" }
+mount = { path = "/boot/efi" }
+[[partition]]
+number = 1
+type = "linux"
+name = "root"
+uuid = "66666666-2222-4333-8444-555555555555"
+size = "fill"
+format = { fs = "ext4" }
+mount = { path = "/" }
+"#;
+
+fn disk(gib: u64) -> Disk {
+    Disk {
+        name: "vda".into(),
+        device: "/dev/vda".into(),
+        bytes: gib << 30,
+        sector: 512,
+        transport: "virtio".into(),
+        ..Disk::default()
+    }
+}
+
+fn golden(uuid: &str, gib: u64) -> Golden {
+    let filesystem = GoldenFs {
+        path: Some("/".into()),
+        fs: Fs::Ext4,
+        device: "/dev/sda1".into(),
+        aliases: Vec::new(),
+        disk_aliases: Vec::new(),
+        uuid: Some(uuid.into()),
+        label: None,
+        partuuid: None,
+        partlabel: None,
+    };
+    let used = [("/".to_owned(), Used { bytes: gib << 30, inodes: 1000 })].into();
+    Golden { filesystems: vec![filesystem], used, ..Golden::default() }
+}
+
+fn layout(text: &str) -> Layout {
+    ka_layout::parse(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+const ROOT: &str = "99999999-2222-4333-8444-555555555555";
+
+fn planned(text: &str, disk: Disk, firmware: Firmware) -> Result<Plan, String> {
+    plan(&layout(text), &[disk], &golden(ROOT, 1), firmware).map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn a_plan_shows_what_will_happen() {
+    let mut old = disk(8);
+    old.partitions = vec![KernelPartition {
+        name: "vda1".into(),
+        device: "/dev/vda1".into(),
+        number: 1,
+        start: 1 << 20,
+        bytes: 1 << 30,
+    }];
+    let plan = planned(GPT, old, Firmware::Bios).unwrap();
+    assert_eq!(
+        plan.to_string(),
+        "disk `system` is /dev/vda (8.00 GiB, virtio); everything on it is replaced by a gpt table:\n  \
+         now there, to be erased: /dev/vda1 (1.00 GiB)\n   \
+         no        first         last      size  type               content\n   \
+         14         2048         8191  3.00 MiB  bios-boot          empty\n   \
+         15         8192       262143   124 MiB  esp                vfat ABCD-1234 at /boot/efi\n    \
+         1       262144     16775167  7.87 GiB  linux              \
+         ext4 99999999-2222-4333-8444-555555555555 at /\n"
+    );
+}
+
+#[test]
+fn golden_uuids_are_kept_by_default() {
+    let uuid = |text: &str| {
+        planned(text, disk(8), Firmware::Bios).map(|p| p.disks[0].partitions[2].format.clone().unwrap().uuid)
+    };
+    assert_eq!(uuid(GPT).unwrap(), ROOT);
+    let with = |fs: &str| GPT.replace("{ fs = \"ext4\" }", fs);
+    assert_eq!(uuid(&with("{ fs = \"ext4\", uuid = \"keep\" }")).unwrap(), ROOT);
+    let new = uuid(&with("{ fs = \"ext4\", uuid = \"new\" }")).unwrap();
+    assert!(new != ROOT && new.len() == 36);
+    assert_ne!(uuid(&with("{ fs = \"xfs\" }")).unwrap(), ROOT);
+    assert_eq!(
+        uuid(&with("{ fs = \"xfs\", uuid = \"keep\" }")).unwrap_err(),
+        "[[partition]] #3 (/): uuid = \"keep\", but the golden machine has no xfs /"
+    );
+    let given = "aaaaaaaa-2222-4333-8444-555555555555";
+    assert_eq!(
+        uuid(&with(&format!("{{ fs = \"ext4\", uuid = \"{}\" }}", given.to_uppercase()))).unwrap(),
+        given
+    );
+}
+
+#[test]
+fn a_small_disk_is_refused_with_figures() {
+    let text = GPT.replace("\"fill\"", "\"9G-\"");
+    assert_eq!(
+        planned(&text, disk(8), Firmware::Bios).unwrap_err(),
+        "fitting the layout to /dev/vda (8.00 GiB, virtio): disk `system` is too small: it has 8.00 GiB, the layout needs \
+         at least 9.13 GiB, 1.13 GiB are missing ([[partition]] #1 (bios-boot): 3M, [[partition]] #2 (/boot/efi): 124M, \
+         [[partition]] #3 (/): 9G)"
+    );
+}
+
+#[test]
+fn a_tree_that_does_not_fit_is_refused_with_figures() {
+    let error = plan(&layout(GPT), &[disk(8)], &golden(ROOT, 8), Firmware::Bios).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the golden tree needs 8.00 GiB in /, but partition 1 of /dev/vda (7.87 GiB of ext4) holds only 7.47 GiB: 542 MiB \
+         are missing"
+    );
+    // What lies below a path that is no mount of its own counts for the one above.
+    let mut two = golden(ROOT, 4);
+    two.used.insert("/home".into(), Used { bytes: 4 << 30, inodes: 1 });
+    assert!(plan(&layout(GPT), &[disk(8)], &two, Firmware::Bios).is_err());
+    two.used.insert("/home".into(), Used { bytes: 2 << 30, inodes: 1 });
+    assert!(plan(&layout(GPT), &[disk(8)], &two, Firmware::Bios).is_ok());
+}
+
+#[test]
+fn many_small_files_get_inodes() {
+    let mut many = golden(ROOT, 1);
+    many.used.insert("/".into(), Used { bytes: 1 << 30, inodes: 2_000_000 });
+    let plan = plan(&layout(GPT), &[disk(8)], &many, Firmware::Bios).unwrap();
+    assert_eq!(plan.disks[0].partitions[2].format.as_ref().unwrap().options, ["-N", "2501000"]);
+}
+
+#[test]
+fn what_the_firmware_cannot_boot_is_refused() {
+    let no_bios_boot = GPT.replace("\"bios-boot\"", "\"linux\"");
+    assert_eq!(
+        planned(&no_bios_boot, disk(8), Firmware::Bios).unwrap_err(),
+        "this machine booted by BIOS, but the layout has no partition of type bios-boot on [[disk]] `system`, which GRUB \
+         needs on gpt"
+    );
+    assert!(planned(&no_bios_boot, disk(8), Firmware::Uefi).is_ok());
+    assert_eq!(
+        planned(&GPT.replace("\"esp\"", "\"linux\""), disk(8), Firmware::Uefi).unwrap_err(),
+        "this machine booted by UEFI, but the layout has no partition of type esp with vfat that is mounted"
+    );
+    let mut big_sectors = disk(8);
+    big_sectors.sector = 4096;
+    assert_eq!(
+        planned(GPT, big_sectors.clone(), Firmware::Bios).unwrap_err(),
+        "this machine booted by BIOS, which cannot boot from /dev/vda (8.00 GiB, virtio, 4096-byte sectors): its sectors \
+         have 4096 bytes (UEFI can)"
+    );
+    assert!(planned(GPT, big_sectors, Firmware::Uefi).is_ok());
+    assert_eq!(
+        planned(&GPT.replace("\"/\"", "\"/home\""), disk(8), Firmware::Bios).unwrap_err(),
+        "the layout mounts nothing at /"
+    );
+}
+
+#[test]
+fn a_disk_in_use_or_read_only_is_refused_even_when_named() {
+    let named = GPT.replace("table =", "match = { path = \"/dev/vda\" }\ntable =");
+    let mut used = disk(8);
+    used.in_use = vec!["vda1 is mounted at /".into()];
+    assert_eq!(
+        planned(&named, used, Firmware::Bios).unwrap_err(),
+        "/dev/vda (8.00 GiB, virtio), which is [[disk]] `system`, is in use: vda1 is mounted at /"
+    );
+    let mut locked = disk(8);
+    locked.read_only = true;
+    assert_eq!(
+        planned(&named, locked, Firmware::Bios).unwrap_err(),
+        "/dev/vda (8.00 GiB, virtio), which is [[disk]] `system`, is read-only"
+    );
+}
+
+#[test]
+fn what_is_not_supported_yet_is_said() {
+    let keep = GPT.replace("format = { fs = \"ext4\" }", "preserve = true");
+    assert_eq!(
+        planned(&keep, disk(8), Firmware::Bios).unwrap_err(),
+        "[[partition]] #3 (/): preserve is not supported yet"
+    );
+    let raw = GPT.replace("format = { fs = \"ext4\" }", "raw = true");
+    assert_eq!(
+        planned(&raw, disk(8), Firmware::Bios).unwrap_err(),
+        "[[partition]] #3 (/): raw is not supported yet"
+    );
+}
+
+#[test]
+fn an_mbr_names_its_partitions_by_signature() {
+    let text = r#"version = 1
+[[disk]]
+name = "system"
+table = "mbr"
+uuid = "1a2b3c4d"
+[[partition]]
+number = 1
+type = "0x83"
+size = "1G-"
+bootable = true
+format = { fs = "ext4" }
+mount = { path = "/" }
+[[partition]]
+number = 5
+type = "swap"
+size = "64M"
+format = { fs = "swap" }
+"#;
+    let plan = planned(text, disk(8), Firmware::Bios).unwrap();
+    let ids: Vec<&str> = plan.disks[0].partitions.iter().map(|p| p.partuuid.as_str()).collect();
+    assert_eq!(ids, ["1a2b3c4d-01", "1a2b3c4d-05"]);
+    assert_eq!(plan.disks[0].signature(), [0x4d, 0x3c, 0x2b, 0x1a]);
+    assert!(plan.to_string().contains("extended\n"), "{plan}");
+}

@@ -1,0 +1,188 @@
+//! Discovery, driven with trees that look like the sysfs of real machines.
+
+use super::discover::{Disk, Roots, discover_at};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+struct Machine {
+    dir: tempfile::TempDir,
+    roots: Roots,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let roots = Roots { sys: at("sys"), dev: at("dev"), proc: at("proc") };
+        for path in [roots.sys.join("block"), roots.dev.join("disk/by-path"), roots.proc.join("self")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let machine = Self { dir, roots };
+        machine.write("proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n");
+        machine.write("proc/swaps", "Filename Type Size Used Priority\n");
+        machine
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// A disk whose device lies at `path` below /sys/devices.
+    fn disk(&self, path: &str, name: &str, number: &str, facts: &[(&str, &str)]) {
+        let real = format!("sys/devices/{path}/block/{name}");
+        for (file, text) in [
+            ("size", "41943040\n"),
+            ("ro", "0\n"),
+            ("removable", "0\n"),
+            ("queue/rotational", "0\n"),
+            ("queue/logical_block_size", "512\n"),
+        ] {
+            self.write(&format!("{real}/{file}"), text);
+        }
+        self.write(&format!("{real}/dev"), &format!("{number}\n"));
+        self.write(&format!("{real}/uevent"), &format!("DEVNAME={}\nDEVTYPE=disk\n", name.replace('!', "/")));
+        fs::create_dir_all(self.dir.path().join(&real).join("holders")).unwrap();
+        for (file, text) in facts {
+            self.write(&format!("{real}/{file}"), text);
+        }
+        symlink(
+            Path::new("..").join(real.strip_prefix("sys/").unwrap()),
+            self.roots.sys.join("block").join(name),
+        )
+        .unwrap();
+    }
+
+    fn partition(&self, disk: &str, name: &str, number: u32, dev: &str) {
+        let base = format!("sys/block/{disk}/{name}");
+        for (file, text) in [
+            ("partition", format!("{number}\n")),
+            ("start", "2048\n".into()),
+            ("size", "4096\n".into()),
+            ("dev", format!("{dev}\n")),
+            ("uevent", format!("DEVNAME={name}\nDEVTYPE=partition\n")),
+        ] {
+            self.write(&format!("{base}/{file}"), &text);
+        }
+        fs::create_dir_all(self.dir.path().join(base).join("holders")).unwrap();
+    }
+
+    fn disks(&self) -> Vec<Disk> {
+        discover_at(&self.roots).unwrap()
+    }
+
+    fn only(&self) -> Disk {
+        let mut disks = self.disks();
+        assert_eq!(disks.len(), 1, "{disks:?}");
+        disks.remove(0)
+    }
+}
+
+const PCI: &str = "pci0000:00/0000:00:1f.2";
+
+#[test]
+fn transports_are_told_apart() {
+    let cases = [
+        ("pci0000:00/0000:00:1f.2/ata1/host0/target0:0:0/0:0:0:0", "sda", "sata"),
+        ("pci0000:00/0000:00:05.0/virtio2/host3/target3:0:0/3:0:0:1", "sda", "scsi"),
+        ("pci0000:00/0000:00:05.0/virtio2", "vda", "virtio"),
+        ("pci0000:00/0000:00:04.0/nvme/nvme0", "nvme0n1", "nvme"),
+        ("pci0000:00/0000:00:14.0/usb2/2-3/2-3:1.0/host6/target6:0:0/6:0:0:0", "sdb", "usb"),
+        ("platform/fe330000.mmc/mmc_host/mmc0/mmc0:0001", "mmcblk0", "mmc"),
+        ("pci0000:00/0000:03:00.0/host0/port-0:0/end_device-0:0/target0:0:0/0:0:0:0", "sda", "sas"),
+        ("vbd-51712", "xvda", "xen"),
+        ("virtual", "loop0", "loop"),
+    ];
+    for (path, name, transport) in cases {
+        let machine = Machine::new();
+        machine.disk(path, name, "8:0", &[]);
+        assert_eq!(machine.only().transport, transport, "{path}");
+    }
+    let machine = Machine::new();
+    machine.disk(&format!("{PCI}/ata1/host0/target0:0:0/0:0:0:0"), "sda", "8:0", &[]);
+    machine.write(&format!("sys/devices/{PCI}/class"), "0x010180\n");
+    assert_eq!(machine.only().transport, "ide");
+}
+
+#[test]
+fn facts_are_read() {
+    let machine = Machine::new();
+    machine.disk(
+        &format!("{PCI}/ata2/host1/target1:0:0/1:0:0:0"),
+        "sda",
+        "8:0",
+        &[
+            ("device/model", "QEMU HARDDISK   \n"),
+            ("device/vpd_pg80", "\0\u{0}\0\u{6}QM0000 \n"),
+            ("device/wwid", "t10.ATA  QEMU\n"),
+            ("queue/rotational", "1\n"),
+        ],
+    );
+    machine.write(&format!("sys/devices/{PCI}/ata2/ata_port/ata2/port_no"), "2\n");
+    let disk = machine.only();
+    assert_eq!((disk.bytes, disk.sector, disk.rotational), (20 << 30, 512, true));
+    assert_eq!(disk.model.as_deref(), Some("QEMU HARDDISK"));
+    assert_eq!(disk.serial.as_deref(), Some("QM0000"));
+    assert_eq!(disk.wwn.as_deref(), Some("t10.ATA  QEMU"));
+    assert_eq!(
+        disk.paths,
+        ["/dev/disk/by-path/pci-0000:00:1f.2-ata-2", "/dev/disk/by-path/pci-0000:00:1f.2-ata-2.0"]
+    );
+    assert_eq!(disk.device, machine.roots.dev.join("sda"));
+}
+
+#[test]
+fn names_come_from_the_kernel() {
+    let machine = Machine::new();
+    machine.disk("pci0000:00/0000:00:04.0", "cciss!c0d0", "104:0", &[]);
+    assert_eq!(machine.only().device, machine.roots.dev.join("cciss/c0d0"));
+}
+
+#[test]
+fn what_is_no_disk_is_left_out() {
+    let machine = Machine::new();
+    for name in
+        ["ram0", "zram0", "sr0", "fd0", "dm-0", "md127", "md_d0", "nbd0", "mmcblk0boot0", "mmcblk0rpmb"]
+    {
+        machine.disk("virtual", name, "1:0", &[]);
+    }
+    machine.disk("virtual/empty", "loop3", "7:3", &[("size", "0\n")]);
+    machine.disk("pci0000:00/nvme", "nvme0c0n1", "259:0", &[("hidden", "1\n")]);
+    assert_eq!(machine.disks(), []);
+}
+
+#[test]
+fn use_is_seen() {
+    let machine = Machine::new();
+    machine.disk("pci0000:00/0000:00:05.0/virtio2", "vda", "254:0", &[]);
+    machine.partition("vda", "vda1", 1, "254:1");
+    machine.partition("vda", "vda2", 2, "254:2");
+    machine.partition("vda", "vda3", 3, "254:3");
+    assert_eq!(machine.only().in_use, [""; 0]);
+    let dev = machine.roots.dev.display().to_string();
+    machine.write(
+        "proc/self/mountinfo",
+        &format!(
+            "27 1 254:1 / / rw - ext4 /dev/root rw\n28 27 0:40 / /data\\040x rw - btrfs {dev}/vda3 rw\n"
+        ),
+    );
+    machine.write("proc/swaps", &format!("Filename Type Size Used Priority\n{dev}/vda2 partition 1 0 -2\n"));
+    machine.write("sys/block/vda/vda3/holders/dm-0/x", "");
+    let disk = machine.only();
+    assert_eq!(
+        disk.in_use,
+        ["vda1 is mounted at /", "vda2 is swap in use", "vda3 is mounted at /data x", "vda3 is held by dm-0"]
+    );
+    assert_eq!(disk.partitions.len(), 3);
+    assert_eq!((disk.partitions[1].start, disk.partitions[1].bytes), (1 << 20, 2 << 20));
+}
+
+#[test]
+fn a_broken_entry_does_not_hide_the_others() {
+    let machine = Machine::new();
+    machine.disk("pci0000:00/0000:00:05.0/virtio2", "vda", "254:0", &[("size", "many\n")]);
+    machine.disk("pci0000:00/0000:00:06.0/virtio3", "vdb", "254:16", &[]);
+    assert_eq!(machine.only().name, "vdb");
+}
