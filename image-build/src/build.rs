@@ -16,7 +16,7 @@ use std::time::Instant;
 
 /// Builds vmlinuz, initrd.img and the boot files into a directory.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "build")]
+#[argh(subcommand, name = "build", usage = "--output DIR [options]")]
 pub struct Build {
     /// directory to write to; made if it is not there
     #[argh(option)]
@@ -44,8 +44,8 @@ pub struct Build {
     /// compression level: zstd 1 to 19 (default 19; 3 is quick), gzip 1 to 9
     #[argh(option)]
     level: Option<u32>,
-    /// firmware to take at most (default 16M); the smallest files go first
-    #[argh(option, default = "\"16M\".to_owned()")]
+    /// firmware to take at most (default 8M); the smallest files go first
+    #[argh(option, default = "\"8M\".to_owned()")]
     firmware: String,
     /// words to add to the kernel's command line
     #[argh(option, default = "String::new()")]

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The system refused something.
-    #[error("{step} {}: {source}", path.display())]
+    #[error("{step} {}: {cause}", path.display())]
     Io {
         /// What was being done ("reading", "writing").
         step: &'static str,
         /// The file it was done to.
         path: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file has a content or a kind that cannot be used.
     #[error("{}: {what}", path.display())]
@@ -62,7 +62,7 @@ impl Error {
     /// For `map_err`: an [`Error::Io`] of this step and file.
     pub(crate) fn io(step: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { step, path, source }
+        move |cause| Self::Io { step, path, cause }
     }
 
     /// An [`Error::Bad`].

@@ -49,8 +49,7 @@ const PROGRAMS: &[Wanted] = &[
 /// Where programs are looked for.
 const PLACES: [&str; 6] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
 
-/// What busybox is linked as, unless a real tool of that name is there. `modprobe` is the helper that the kernel itself
-/// calls when a file system or a checksum is a module.
+/// What busybox is linked as, unless a real tool of that name is there. Not `modprobe`: that is the agent's.
 const APPLETS: &[&str] = &[
     "sh",
     "ash",
@@ -105,7 +104,6 @@ const APPLETS: &[&str] = &[
     "mknod",
     "mktemp",
     "modinfo",
-    "modprobe",
     "more",
     "mount",
     "mountpoint",
@@ -167,7 +165,7 @@ const APPLETS: &[&str] = &[
     "zcat",
 ];
 /// Applets that belong into `/sbin`.
-const SYSTEM_APPLETS: [&str; 3] = ["modprobe", "insmod", "rmmod"];
+const SYSTEM_APPLETS: [&str; 2] = ["insmod", "rmmod"];
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -239,8 +237,7 @@ fn shell(
             return Ok(());
         };
         programs.warnings.push(
-            "busybox (package busybox-static) is not installed: the shell of a node has no tools beside it, and the \
-             kernel cannot load modules by itself"
+            "busybox (package busybox-static) is not installed: the shell of a node has no tools beside it"
                 .to_owned(),
         );
         libraries.add_program(tree, &from, "/bin/sh", Part::Shell)?;
@@ -280,7 +277,7 @@ fn kinds_in_use(root: &Root) -> Result<BTreeSet<String>, Error> {
     Ok(kinds.map(|kind| if kind == "msdos" { "vfat" } else { kind }.to_owned()).collect())
 }
 
-/// Puts the agent into `tree` as `/init` and `/bin/ka-agent`.
+/// Puts the agent into `tree` as `/init`, `/bin/ka-agent` and `/sbin/modprobe`.
 ///
 /// # Errors
 /// When it is not a static program, or for another kind of machine than `machine`.
@@ -301,6 +298,8 @@ pub fn place_agent(
         return Err(Error::bad(path, "is for another kind of machine than the programs of the root"));
     }
     tree.file("/init", 0o755, Content::of_file(path)?, Part::Agent)?;
+    // The kernel itself calls modprobe when a file system or a checksum is a module; the agent is one under that name.
+    tree.symlink("/sbin/modprobe", "/init", Part::Agent)?;
     tree.symlink("/bin/ka-agent", "/init", Part::Agent)
 }
 
@@ -353,13 +352,13 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         fake_programs(dir.path(), &NEEDED);
         let mut busybox = program(None, &[], None);
-        busybox.extend(b"\0sh\0ls\0blkid\0wipefs\0modprobe\0");
+        busybox.extend(b"\0sh\0ls\0blkid\0wipefs\0insmod\0");
         fs::write(dir.path().join("usr/sbin/busybox"), busybox).unwrap();
         let mut tree = Tree::new();
         place(&mut tree, &Root::new(dir.path())).unwrap();
         let link = Node::Symlink("/bin/busybox".into());
         assert_eq!(tree.get("/bin/sh").unwrap().node, link);
-        assert_eq!(tree.get("/sbin/modprobe").unwrap().node, link);
+        assert_eq!(tree.get("/sbin/insmod").unwrap().node, link);
         assert!(tree.get("/bin/vi").is_none(), "this busybox has no vi");
         assert!(matches!(tree.get("/sbin/blkid").unwrap().node, Node::File(_)));
         assert!(tree.get("/bin/blkid").is_none());

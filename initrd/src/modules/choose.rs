@@ -55,6 +55,13 @@ const AUTO: &[Class] = &[
             "libiscsi_tcp",
             "qla4xxx",
             "csiostor",
+            "libiscsi",
+            "scsi_transport_iscsi",
+            "scsi_transport_srp",
+            // What makes a machine a SCSI target, and Fibre Channel cards that were last sold in 2010.
+            "tcm_qla2xxx",
+            "efct",
+            "bfa",
             // Tapes, changers, enclosures, tests.
             "ch",
             "osst",

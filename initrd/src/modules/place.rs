@@ -2,7 +2,7 @@
 //! modules.softdep, modules.builtin and modules.order trimmed to what is there.
 
 use super::choose::Chosen;
-use super::index::{Index, name_of};
+use super::index::{Index, Module, name_of};
 use crate::elf;
 use crate::root::Root;
 use crate::tree::{Content, Part, Tree};
@@ -50,7 +50,7 @@ fn lists(index: &Index, chosen: &Chosen) -> Vec<(&'static str, String)> {
     let mut dep = String::new();
     for (name, module) in index.modules.iter().filter(|(name, _)| has(name)) {
         let needs: Vec<&str> =
-            module.needs.iter().filter_map(|n| index.modules.get(n)).map(|m| m.plain_path()).collect();
+            module.needs.iter().filter_map(|n| index.modules.get(n)).map(Module::plain_path).collect();
         debug_assert!(module.needs.iter().all(|n| has(n)), "{name} without what it needs");
         let space = if needs.is_empty() { "" } else { " " };
         // Writing to a String cannot fail.
