@@ -277,6 +277,8 @@ fn addresses_that_are_held_are_not_given_away() {
         let service = BootService::start(&config(files.path(), range), everyone()).unwrap();
         assert_eq!(net.client(&ask).trim(), "10.91.0.51");
         drop(service);
+        // dnsmasq told the kernel where the address is; a new service would leave it there.
+        sh(&format!("ip -n {} neigh flush dev srv", net.server));
         // Nodes of the nodes file have their addresses: the only free one is the first node's, the second gets none.
         let states = Arc::new(NodeStates::new(nodes, Policy::ListedOnly));
         let service = BootService::start(&config(files.path(), range), states).unwrap();

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 /// The most addresses that a range derived from the interface holds.
-const DERIVED_LIMIT: u32 = 4096;
+const DERIVED_LIMIT: u32 = super::scan::LIMIT;
 
 /// What we do about DHCP, as the operator says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,7 @@ mod tests {
             ([10, 91, 0, 1], 24, [10, 91, 0, 2], [10, 91, 0, 254]),
             ([10, 91, 0, 254], 24, [10, 91, 0, 1], [10, 91, 0, 253]),
             ([10, 91, 0, 100], 24, [10, 91, 0, 101], [10, 91, 0, 254]),
-            ([172, 16, 0, 1], 12, [172, 16, 0, 2], [172, 16, 16, 1]),
+            ([172, 16, 0, 1], 12, [172, 16, 0, 2], [172, 16, 4, 1]),
             ([10, 0, 0, 1], 30, [10, 0, 0, 2], [10, 0, 0, 2]),
             ([10, 0, 0, 2], 30, [10, 0, 0, 1], [10, 0, 0, 1]),
         ] {

@@ -6,6 +6,7 @@
 //! get an iPXE of their kind; so the chain of iPXE starting iPXE ends after one step.
 
 use super::dhcp::Plan;
+use crate::nodes::Mac;
 use ka_sys::ifaddr::Ipv4Net;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -22,6 +23,8 @@ pub struct Settings<'a> {
     pub plan: Plan,
     /// The router that full DHCP tells the nodes; none by default, as the nodes need none and we do not route.
     pub router: Option<Ipv4Addr>,
+    /// Which card gets which address with full DHCP.
+    pub reserved: &'a [(Mac, Ipv4Addr)],
     /// The port of the HTTP server on our address.
     pub http_port: u16,
     /// The directory with the files for TFTP and nothing else.
@@ -60,6 +63,7 @@ pub fn configuration(settings: &Settings) -> String {
                 text,
                 "dhcp-leasefile={}\n\
                  dhcp-authoritative\n\
+                 no-ping\n\
                  dhcp-range={first},{last},{},1h\n\
                  {}\n\
                  dhcp-option=option:dns-server\n\
@@ -82,6 +86,9 @@ pub fn configuration(settings: &Settings) -> String {
                 },
                 net.address
             );
+            for (mac, address) in settings.reserved {
+                let _ = writeln!(text, "dhcp-host={mac},{address}");
+            }
         }
         Plan::Proxy => {
             // A dhcp-boot line would do for UEFI, but the BIOS iPXE asks the boot server port, which only pxe-service
@@ -147,6 +154,7 @@ mod tests {
             net: Ipv4Net { address: Ipv4Addr::new(10, 91, 0, 1), prefix: 24 },
             plan,
             router: None,
+            reserved: &[],
             http_port: 8067,
             tftp_root: Path::new("/run/ka/tftp"),
             state: Path::new("/run/ka"),
@@ -176,6 +184,7 @@ tftp-max=256
         let expected = "\
 dhcp-leasefile=/run/ka/leases
 dhcp-authoritative
+no-ping
 dhcp-range=10.91.0.50,10.91.0.200,255.255.255.0,1h
 dhcp-option=option:router
 dhcp-option=option:dns-server
@@ -192,6 +201,9 @@ dhcp-option-force=tag:!ipxe,tag:http64,60,HTTPClient
 dhcp-boot=tag:!ipxe,tag:http64,http://10.91.0.1:8067/snponly.efi
 ";
         assert_eq!(configuration(&settings(range)), format!("{COMMON}{expected}"));
+        let reserved = [("52:54:00:00:00:01".parse().unwrap(), Ipv4Addr::new(10, 91, 0, 50))];
+        let reserving = Settings { reserved: &reserved, ..settings(range) };
+        assert!(configuration(&reserving).ends_with("\ndhcp-host=52:54:00:00:00:01,10.91.0.50\n"));
         let routed = Settings { router: Some(Ipv4Addr::new(10, 91, 0, 254)), ..settings(range) };
         assert!(configuration(&routed).contains("\ndhcp-option=option:router,10.91.0.254\n"));
     }

@@ -15,8 +15,10 @@ pub mod probe;
 pub mod query;
 pub mod range;
 pub mod router;
+pub mod scan;
 pub mod script;
 
+use crate::nodes::Mac;
 use anyhow::{Context, Result, anyhow, bail};
 use dhcp::{Dhcp, Plan};
 use events::BootEvent;
@@ -114,6 +116,7 @@ impl BootService {
         let files = files::BootFiles::read(&config.boot_dir)?;
         let program = dnsmasq::find().map_err(|e| anyhow!(e))?;
         look_around(interface, plan, config.force)?;
+        let reserved = reserve(interface, net.address, plan, &states.listed());
 
         let bound = http::Bound::new(SocketAddrV4::new(net.address, config.http_port))?;
         let http = bound.address();
@@ -135,6 +138,7 @@ impl BootService {
             net,
             plan,
             router: config.router,
+            reserved: &reserved,
             http_port: http.port(),
             tftp_root: &tftp_root,
             state: directory.path(),
@@ -279,6 +283,29 @@ fn look_around(interface: &str, plan: Plan, force: bool) -> Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+/// Who gets which address with full DHCP, so that none is given to two.
+fn reserve(interface: &str, own: Ipv4Addr, plan: Plan, listed: &[Mac]) -> Vec<(Mac, Ipv4Addr)> {
+    let Plan::Full(first, last) = plan else { return Vec::new() };
+    let held = scan::holders(interface, own, first, last).unwrap_or_else(|e| {
+        log::warn!("cannot find out which addresses on {interface} are in use: {e}");
+        Default::default()
+    });
+    if u32::from(last) - u32::from(first) >= scan::LIMIT {
+        log::warn!(
+            "only the first {} addresses of the range were looked at for others that use them",
+            scan::LIMIT
+        );
+    }
+    for (address, mac) in &held {
+        log::info!("{address} is in use by {mac} and stays with it");
+    }
+    let room = u32::from(last) - u32::from(first) + 1;
+    if usize::try_from(room).is_ok_and(|room| room < listed.len()) {
+        log::warn!("the range has {room} addresses for the {} nodes of the nodes file", listed.len());
+    }
+    scan::reservations(first, last, &held, listed)
 }
 
 fn resolve(server: &str) -> Result<SocketAddrV4> {

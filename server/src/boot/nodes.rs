@@ -167,6 +167,12 @@ impl NodeStates {
         self.lock().nodes.is_listed(mac)
     }
 
+    /// The addresses that the nodes file names, in its order.
+    #[must_use]
+    pub fn listed(&self) -> Vec<Mac> {
+        self.lock().nodes.listed()
+    }
+
     /// Every node about which something was decided.
     #[must_use]
     pub fn all(&self) -> Vec<(Mac, Record)> {
