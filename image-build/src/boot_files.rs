@@ -20,7 +20,7 @@ const GRUB_MODULES: &str = "/usr/lib/grub/x86_64-efi";
 const GRUB_LIMIT: Duration = Duration::from_secs(120);
 
 /// The modules of the image: what reads a disk's EFI partition, and what shows that something happens.
-const GRUB_PARTS: [&str; 17] = [
+const GRUB_PARTS: [&str; 16] = [
     "memdisk",
     "tar",
     "normal",
@@ -36,11 +36,11 @@ const GRUB_PARTS: [&str; 17] = [
     "test",
     "configfile",
     "minicmd",
-    "halt",
-    "reboot",
+    "sleep",
 ];
 
-/// Tries the boot loaders that installations leave on an EFI partition, of local disks only.
+/// Tries the boot loaders that installations leave on an EFI partition, of local disks only. When there is none it goes
+/// back to iPXE, whose script says what comes next.
 const GRUB_CONFIG: &str = "\
 for file in /EFI/debian/shimx64.efi /EFI/debian/grubx64.efi /EFI/ubuntu/shimx64.efi /EFI/ubuntu/grubx64.efi /EFI/BOOT/BOOTX64.EFI /EFI/Microsoft/Boot/bootmgfw.efi; do
   if search --no-floppy --set=root --file $file; then
@@ -50,6 +50,8 @@ for file in /EFI/debian/shimx64.efi /EFI/debian/grubx64.efi /EFI/ubuntu/shimx64.
   fi
 done
 echo \"No boot loader found on a local disk.\"
+sleep 3
+exit
 ";
 
 /// Puts the boot files into `stage`; returns warnings about those that could not be had.
