@@ -77,9 +77,7 @@ impl Deferred {
         let mut end = self.bytes.len();
         while let Some((record, start)) = read(&self.bytes, end) {
             let again = !self.again.is_empty() && self.again.contains(record.path);
-            if !again {
-                apply(&record)?;
-            } else if done.insert(record.path.to_vec()) {
+            if !again || done.insert(record.path.to_vec()) {
                 apply(&record)?;
             }
             end = start;

@@ -2,7 +2,7 @@
 //! sparse formats. Every number and name is taken as hostile: bounded, checked, and an error where it does not make
 //! sense. What an entry does to the disk is decided elsewhere (restore.rs).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::Read;
 
 use tar::EntryType;
@@ -58,6 +58,8 @@ struct Extended {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(CString, Vec<u8>)>,
+    /// ACLs as text, with the xattr that each stands for; the xattr itself counts for more.
+    acls: Vec<(&'static CStr, Vec<u8>)>,
     sparse: PaxSparse,
 }
 
@@ -197,8 +199,14 @@ impl<R: Read> Decoder<R> {
         &mut self,
         block: &[u8; BLOCK],
         parsed: header::Parsed,
-        extended: Extended,
+        mut extended: Extended,
     ) -> Result<Entry, UnpackError> {
+        for (name, text) in std::mem::take(&mut extended.acls) {
+            if !text.is_empty() && !extended.xattrs.iter().any(|(known, _)| known.as_c_str() == name) {
+                let value = acl::from_text(&text).map_err(|e| self.wrong(e))?;
+                extended.xattrs.push((name.into(), value));
+            }
+        }
         let mut sparse = extended.sparse;
         let path = sparse.name.take().or(extended.path).unwrap_or(parsed.name);
         let link = extended.link.unwrap_or(parsed.link);
@@ -345,8 +353,8 @@ impl Extended {
             b"gid" => self.gid = unless_empty(number())?,
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(pax::parse_time(value).ok_or("not a time")?),
-            b"SCHILY.acl.access" => self.xattr(ACCESS_ACL.into(), acl::from_text(value)?),
-            b"SCHILY.acl.default" => self.xattr(DEFAULT_ACL.into(), acl::from_text(value)?),
+            b"SCHILY.acl.access" => self.acls.push((ACCESS_ACL, value.to_vec())),
+            b"SCHILY.acl.default" => self.acls.push((DEFAULT_ACL, value.to_vec())),
             b"RHT.security.selinux" => {
                 let value = [value.strip_suffix(b"\0").unwrap_or(value), b"\0"].concat();
                 self.xattr(c"security.selinux".into(), value);

@@ -17,7 +17,7 @@ use crate::header::{self, Meta, NAME_ROOM};
 use crate::output::Output;
 use crate::walk::{Event, Item, Walker, file_type, inode};
 use crate::xattr::{self, Object, Xattrs};
-use crate::{Observer, PathList, pax, shown, sparse};
+use crate::{Observer, PathList, acl, pax, shown, sparse};
 
 /// What is packed.
 #[derive(Debug, Clone, Default)]
@@ -491,6 +491,15 @@ fn extended(
         pax::put(&mut out, b"mtime", pax::format_time(mtime.tv_sec, mtime.tv_nsec).as_bytes());
     }
     for (name, value) in xattrs {
+        // GNU tar and bsdtar take ACLs as text only. It stands in front: for us the attribute that follows counts.
+        let text_key = match name.as_c_str() {
+            name if name == xattr::ACCESS_ACL => Some(&b"SCHILY.acl.access"[..]),
+            name if name == xattr::DEFAULT_ACL => Some(&b"SCHILY.acl.default"[..]),
+            _ => None,
+        };
+        if let Some((key, text)) = text_key.zip(acl::to_text(value)) {
+            pax::put(&mut out, key, text.as_bytes());
+        }
         let key = [b"SCHILY.xattr.", &pax::escape_name(name.to_bytes())[..]].concat();
         pax::put(&mut out, &key, value);
     }

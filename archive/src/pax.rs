@@ -28,8 +28,11 @@ fn digits(mut number: usize) -> usize {
     count
 }
 
-/// Splits off the first record of `data`: its key, its value and what follows.
-pub(crate) fn next(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// A record's key, its value, and what follows it.
+pub(crate) type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Splits off the first record of `data`.
+pub(crate) fn next(data: &[u8]) -> Result<Record<'_>, &'static str> {
     let space = data.iter().take(10).position(|&b| b == b' ').ok_or("a record without a length")?;
     let length = decimal(&data[..space]).ok_or("a record whose length is no number")?;
     let length = usize::try_from(length).map_err(|_| "a record longer than its header")?;

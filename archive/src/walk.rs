@@ -18,7 +18,8 @@ const KEPT_OPEN: usize = 64;
 /// How often something that changes its type between two looks is looked at again.
 const TRIES: usize = 3;
 
-/// One thing found.
+/// One thing found. Nearly all are entries, and one lives at a time, so their size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Event<'w> {
     Entry(Item<'w>),
     /// It was listed in its directory and is gone now.
@@ -68,12 +69,6 @@ pub(crate) struct Walker {
     /// A directory that was opened and is not descended into.
     shallow: Option<OwnedFd>,
     listing: Vec<u8>,
-}
-
-enum Opened {
-    Directory(OwnedFd, Statx),
-    /// It is no directory any more.
-    Changed,
 }
 
 impl Walker {
@@ -248,8 +243,8 @@ impl Walker {
                 })));
             }
             let (fd, stat) = match self.open_directory(level)? {
-                Ok(Opened::Directory(fd, stat)) => (fd, stat),
-                Ok(Opened::Changed) => continue,
+                Ok(Some((fd, stat))) => (fd, stat),
+                Ok(None) => continue,
                 Err(Errno::NOENT) => return Ok(Some(Event::Vanished(&self.path))),
                 Err(e) => return Ok(Some(Event::Unreadable(&self.path, "opening", e))),
             };
@@ -276,7 +271,8 @@ impl Walker {
         Ok(Some(Event::Unreadable(&self.path, "opening what changes its type all the time:", Errno::AGAIN)))
     }
 
-    fn open_directory(&self, level: usize) -> Result<Result<Opened, Errno>, PackError> {
+    /// The directory, open; none when it is no directory any more.
+    fn open_directory(&self, level: usize) -> Result<Result<Option<(OwnedFd, Statx)>, Errno>, PackError> {
         let parent = self.fd(level)?;
         let opened = match openat(parent, &self.name, directory_flags() | OFlags::NOATIME, Mode::empty()) {
             // Only the owner may leave access times alone.
@@ -286,9 +282,9 @@ impl Walker {
         Ok(match opened {
             Ok(fd) => {
                 let stat = self.stat_open(&fd)?;
-                Ok(Opened::Directory(fd, stat))
+                Ok(Some((fd, stat)))
             }
-            Err(Errno::NOTDIR | Errno::LOOP) => Ok(Opened::Changed),
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(e) => Err(e),
         })
     }

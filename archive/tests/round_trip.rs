@@ -1,5 +1,8 @@
 //! The tree of hard cases through our own packer and restorer: nothing may differ, as rsync, find and getfattr see it.
 
+// Helpers of tests are tests, too, though the lint does not see it.
+#![allow(clippy::unwrap_used)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -31,7 +34,7 @@ fn hard_cases_come_back_equal() {
     let got = unpacked(&stream, to.path());
     assert_eq!(compare_with_rsync(from.path(), to.path(), &[SOCKET]).unwrap(), [""; 0]);
     let lines = listing(from.path()).unwrap();
-    assert!(lines.len() > 150, "the listing is no listing: {lines:?}");
+    assert!(lines.len() > 100, "the listing is no listing: {lines:?}");
     assert_eq!(difference(&lines, &listing(to.path()).unwrap()), [""; 0]);
     for name in ["sparse-10G", "all-hole", "hole-then-data", "many-holes"] {
         let blocks = |root: &Path| fs::metadata(root.join(name)).unwrap().blocks();
