@@ -79,8 +79,13 @@ pub fn clone_all(
     let mut more = fleet.words(tree);
     // QEMU sorts the boot order itself at every start: the network stays first, whatever the clone writes.
     more.extend(["--efi-boot".into(), "pxe-first".into()]);
-    let deploy =
-        Deploy { dir: dir.join("server"), boot_dir: boot_dir.to_path_buf(), nodes: fleet.specs.len(), more };
+    let deploy = Deploy {
+        dir: dir.join("server"),
+        boot_dir: boot_dir.to_path_buf(),
+        nodes: fleet.specs.len(),
+        append: "",
+        more,
+    };
     let mut server = Server::deploy(&fleet.net, &deploy, binaries, show)?;
     server.wait_for(&[server::LISTENING], Duration::from_secs(60))?;
     say!(

@@ -60,6 +60,9 @@ impl Server {
             .arg(dir.join("nodes.json"))
             .arg("--log-dir")
             .arg(dir.join("nodes"))
+            // All that a machine of the lab can be seen by is its serial port.
+            .arg("--append")
+            .arg(format!("console=ttyS0 {}", deploy.append).trim())
             .args(&deploy.more);
         Self::start(command, &dir.join("server.log"), show)
     }
@@ -154,7 +157,9 @@ pub struct Deploy {
     pub boot_dir: PathBuf,
     /// How many nodes.
     pub nodes: usize,
-    /// More words for the command line.
+    /// More words for the nodes' kernel command line.
+    pub append: &'static str,
+    /// More words for the server's command line.
     pub more: Vec<String>,
 }
 

@@ -179,10 +179,14 @@ fn server_killed(lab: &Lab) -> Result<()> {
     unbootable(spec)
 }
 
-fn start(lab: &Lab, fleet: &Fleet, dir: &Path, mut more: Vec<String>) -> Result<Server> {
-    more.extend(["--append".into(), "ka.on-failure=poweroff".into()]);
-    let deploy =
-        Deploy { dir: dir.join("server"), boot_dir: lab.boot_dir.clone(), nodes: fleet.specs.len(), more };
+fn start(lab: &Lab, fleet: &Fleet, dir: &Path, more: Vec<String>) -> Result<Server> {
+    let deploy = Deploy {
+        dir: dir.join("server"),
+        boot_dir: lab.boot_dir.clone(),
+        nodes: fleet.specs.len(),
+        append: "ka.on-failure=poweroff",
+        more,
+    };
     let mut server = Server::deploy(&fleet.net, &deploy, &lab.binaries, false)?;
     server.wait_for(&[server::LISTENING], Duration::from_secs(60))?;
     Ok(server)
