@@ -61,7 +61,7 @@ fn partuuid(path: &str) -> Option<String> {
     }
     // MBR: the disk's signature; the kernel writes it with the partition's number behind it.
     let number: u32 = hd.split(',').next()?.parse().ok()?;
-    Some(format!("{}-{number:02x}", id.trim_start_matches("0x")))
+    Some(format!("{:0>8}-{number:02x}", id.trim_start_matches("0x")))
 }
 
 fn file(path: &str) -> Option<String> {
@@ -148,9 +148,9 @@ mod tests {
         assert_eq!((own.number.as_str(), own.label.as_str()), ("0007", "debian"));
         assert_eq!(own.partuuid.as_deref(), Some(OWN));
         assert_eq!(own.file.as_deref(), Some("\\EFI\\debian\\grubx64.efi"));
-        let v18 = parse("Boot0001* debian\tHD(2,MBR,0x1a2b3c4d,0x800,0x40000)/\\EFI\\debian\\shimx64.efi\n");
+        let v18 = parse("Boot0001* debian\tHD(2,MBR,0xa2b3c4d,0x800,0x40000)/\\EFI\\debian\\shimx64.efi\n");
         assert_eq!(v18.entries[0].file.as_deref(), Some("\\EFI\\debian\\shimx64.efi"));
-        assert_eq!(v18.entries[0].partuuid.as_deref(), Some("1a2b3c4d-02"));
+        assert_eq!(v18.entries[0].partuuid.as_deref(), Some("0a2b3c4d-02"));
         assert_eq!(parse("Boot0001 off\n").entries[0].label, "off");
     }
 

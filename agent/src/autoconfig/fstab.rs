@@ -260,6 +260,7 @@ mod tests {
     use super::super::testing::{ESP_UUID, Lab, ROOT_UUID, SWAP_UUID};
     use super::*;
     use ka_layout::model::Mount;
+    use proptest::prelude::*;
 
     fn kept() -> String {
         format!(
@@ -389,6 +390,21 @@ mod tests {
                 "UUID={ROOT_UUID} / ext4 defaults 0 1\nLABEL=label1 /boot/efi vfat defaults 0 1\nUUID={SWAP_UUID} none swap sw 0 0\n"
             )
         );
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_breaks_it_and_a_second_run_changes_nothing(
+            lines in proptest::collection::vec("(UUID=|/dev/|sda3|sda2|\\\\|040|/|none|swap|ext4|nofail|#|é| |\t|[ -~]){0,12} nofail", 0..6)
+        ) {
+            let lab = Lab::new();
+            lab.file(PATH, &lines.join("\n"));
+            if Fstab.apply(&lab.context()).is_ok() {
+                let once = std::fs::read(lab.target.join("etc/fstab")).unwrap();
+                Fstab.apply(&lab.context()).unwrap();
+                prop_assert_eq!(once, std::fs::read(lab.target.join("etc/fstab")).unwrap());
+            }
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub fn in_clone(root: &Root, path: &str) -> Option<String> {
 mod tests {
     use super::super::testing::{Lab, ROOT_UUID};
     use super::*;
+    use proptest::prelude::*;
 
     const CFG: &str = r#"
 if [ x$feature_platform_search_hint = xy ]; then
@@ -142,5 +143,19 @@ menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
         assert_eq!(in_clone(root, "/@/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/@rootfs/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/boot/empty"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_reader(text in "(search|linux|initrd|--fs-uuid|root=|resume=|UUID=|/dev/disk/by-label/|\\\\x|/@|é|'|\"| |\n|[ -~]){0,60}") {
+            let lab = Lab::new();
+            let context = lab.context();
+            let found = parse(&text);
+            let lost = unresolved(&context, &found);
+            prop_assert!(lost.len() <= found.names.len());
+            for path in found.kernels.iter().chain(&found.initrds) {
+                prop_assert_eq!(in_clone(&context.root, path), None);
+            }
+        }
     }
 }

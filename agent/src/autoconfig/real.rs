@@ -83,7 +83,14 @@ fn a_debian_tree_becomes_a_clone() {
     let mut lab = Lab::new();
     lab.target.clone_from(&disk.target);
     lab.firmware = Firmware::Bios;
-    lab.nic = Some(Nic { interface: "eth0".into(), mac: "52:54:00:12:34:56".into(), address: None });
+    let physical =
+        std::fs::read_dir("/sys/class/net").unwrap().flatten().find(|e| e.path().join("device").exists());
+    let interface = physical.map(|e| e.file_name().into_string().unwrap());
+    lab.nic = interface.map(|interface| Nic { interface, mac: "52:54:00:12:34:56".into(), address: None });
+    lab.file(
+        "/etc/network/interfaces",
+        "auto lo\niface lo inet loopback\nallow-hotplug ens99\niface ens99 inet dhcp\n",
+    );
     lab.renew(2, NEW_SWAP);
     lab.volumes.retain(|v| v.kind != "esp");
     lab.order.golden.filesystems.retain(|fs| fs.fs != Fs::Vfat);
@@ -116,6 +123,12 @@ fn a_debian_tree_becomes_a_clone() {
     said(&changes, "initramfs", "built anew");
     said(&changes, "debconf", &disk.device);
     said(&changes, "hooks", "10-x");
+    if lab.nic.is_some() {
+        said(&changes, "interfaces", "ens99 is now e");
+        assert!(!lab.read("/etc/network/interfaces").contains("ens99"));
+    } else {
+        eprintln!("SKIPPED: interface names: this machine has no network card");
+    }
     assert_eq!(lab.read("/etc/from-hook"), "node7\n");
     let old_key = std::fs::read(dir.path().join("old-key")).unwrap();
     assert_ne!(std::fs::read(disk.target.join("etc/ssh/ssh_host_ed25519_key")).unwrap(), old_key);

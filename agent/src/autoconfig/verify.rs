@@ -45,7 +45,7 @@ pub fn verify(context: &Context) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    bail!("verifying the clone: {}", problems.join("; "));
+    bail!("{}", problems.join("; "));
 }
 
 fn fstab(context: &Context) -> Result<Vec<String>> {
