@@ -142,8 +142,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The next chunk, waiting for it; `None` after the last. The chunk stays held until the following call, so that it
-    /// can be sent without a copy.
+    /// The next chunk, waiting for it; `None` after the last. The window counts it as passed; the `Arc` keeps it alive
+    /// while it is sent.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the window was stopped.
