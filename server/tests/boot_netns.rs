@@ -68,7 +68,11 @@ impl Net {
 
     /// Runs `work` on a thread inside the server's namespace. The threads that it starts are inside too.
     fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let path = format!("/run/netns/{}", self.server);
+        Self::inside_of(&self.server, work)
+    }
+
+    fn inside_of<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/run/netns/{name}");
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 let namespace = std::fs::File::open(path).unwrap();
@@ -284,6 +288,53 @@ fn addresses_that_are_held_are_not_given_away() {
         let service = BootService::start(&config(files.path(), range), states).unwrap();
         let ask = format!("ip netns exec {} {ask} -t 2 -T 1", net.client);
         assert!(run(Command::new("sh").args(["-ec", &ask]), LIMIT).is_err());
+        drop(service);
+    });
+}
+
+/// Asks for an address for the card 52:54:00:91:01:`last` and returns the one that is offered.
+fn offered(last: u8) -> Ipv4Addr {
+    let socket = ka_sys::net::udp_on("cli", SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut packet = vec![0; 236];
+    packet[..8].copy_from_slice(&[1, 1, 6, 0, 7, 7, 7, last]);
+    packet[10] = 0x80;
+    packet[28..34].copy_from_slice(&[0x52, 0x54, 0, 0x91, 1, last]);
+    packet.extend([99, 130, 83, 99, 53, 1, 1, 255]);
+    packet.resize(300, 0);
+    for _ in 0..10 {
+        socket.send_to(&packet, (Ipv4Addr::BROADCAST, 67)).unwrap();
+        let mut answer = [0; 1500];
+        if let Ok(length) = socket.recv(&mut answer)
+            && length > 240
+            && answer[4..8] == [7, 7, 7, last]
+        {
+            return Ipv4Addr::new(answer[16], answer[17], answer[18], answer[19]);
+        }
+    }
+    panic!("no offer");
+}
+
+#[test]
+fn an_address_that_was_offered_is_offered_to_nobody_else() {
+    if !tools_are_there() {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    boot_files(files.path());
+    let net = Net::new();
+    net.inside(|| {
+        let range = "10.91.0.100-10.91.0.103".parse().unwrap();
+        let service = BootService::start(&config(files.path(), range), everyone()).unwrap();
+        // dnsmasq' hash is the same for these three. None of them asks for what it is offered, as UEFI does for seconds.
+        let all: std::collections::BTreeSet<Ipv4Addr> = [0, 4, 8]
+            .map(|last| {
+                let address = Net::inside_of(&net.client, || offered(last));
+                std::thread::sleep(Duration::from_millis(500));
+                address
+            })
+            .into();
+        assert_eq!(all.len(), 3, "{all:?}");
         drop(service);
     });
 }

@@ -3,6 +3,7 @@
 
 use super::dhcplog::LogReader;
 use super::events::{BootEvent, Events};
+use super::pins::Pins;
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -49,11 +50,12 @@ impl Shared {
 }
 
 impl Dnsmasq {
-    /// Starts `program` with the configuration file `configuration` and waits until it says that it runs.
+    /// Starts `program` with the configuration file `configuration` and waits until it says that it runs. The addresses
+    /// that it offers are put into `pins`.
     ///
     /// # Errors
     /// When it cannot be started or ends at once: the last that it said.
-    pub fn start(program: &Path, configuration: &Path, events: Events) -> Result<Self> {
+    pub fn start(program: &Path, configuration: &Path, pins: Option<Pins>, events: Events) -> Result<Self> {
         let mut command = Command::new(program);
         let mut file = std::ffi::OsString::from("--conf-file=");
         file.push(configuration);
@@ -66,7 +68,7 @@ impl Dnsmasq {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("dnsmasq".to_owned())
-            .spawn(move || supervise(command, &theirs, &started, &events))
+            .spawn(move || supervise(command, &theirs, &started, pins, &events))
             .context("starting the thread that watches dnsmasq")?;
         let mut dnsmasq = Self { shared, thread: Some(thread), pid: 0 };
         match wait.recv_timeout(START_LIMIT) {
@@ -116,7 +118,13 @@ impl Drop for Dnsmasq {
 
 type Started = Sender<Result<u32>>;
 
-fn supervise(mut command: Command, shared: &Shared, started: &Started, events: &Events) {
+fn supervise(
+    mut command: Command,
+    shared: &Shared,
+    started: &Started,
+    mut pins: Option<Pins>,
+    events: &Events,
+) {
     // Whoever waits for the start may have given up; then this thread's work is to collect the child.
     let tell = |result| drop(started.send(result));
     let mut child = match command.spawn() {
@@ -145,8 +153,11 @@ fn supervise(mut command: Command, shared: &Shared, started: &Started, events: &
             running = true;
             tell(Ok(pid));
         }
+        if let Some(pins) = &mut pins {
+            pins.line(&line);
+        }
         log_line(&line);
-        if let Some(event) = reader.line(&line) {
+        if let Some(event) = reader.line(&line, Instant::now()) {
             events.send(event);
         }
         if last.len() == LAST_LINES {
@@ -253,7 +264,7 @@ mod tests {
         )
         .unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let error = format!("{:#}", Dnsmasq::start(&path, Path::new("/x"), queue().0).err().unwrap());
+        let error = format!("{:#}", Dnsmasq::start(&path, Path::new("/x"), None, queue().0).err().unwrap());
         assert!(
             error.ends_with(
                 "dnsmasq ended (exit status: 2): failed to bind DHCP server socket: Address in use"
@@ -262,7 +273,7 @@ mod tests {
         );
         let missing = format!(
             "{:#}",
-            Dnsmasq::start(Path::new("/no/dnsmasq"), Path::new("/x"), queue().0).err().unwrap()
+            Dnsmasq::start(Path::new("/no/dnsmasq"), Path::new("/x"), None, queue().0).err().unwrap()
         );
         assert!(missing.starts_with("starting /no/dnsmasq: No such file"), "{missing}");
     }
@@ -272,7 +283,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = stand_in(directory.path(), "echo 'dnsmasq-dhcp[1]: interface vanished' >&2; exit 3");
         let (events, receiver) = queue();
-        let _dnsmasq = Dnsmasq::start(&program, Path::new("/x"), events).unwrap();
+        let _dnsmasq = Dnsmasq::start(&program, Path::new("/x"), None, events).unwrap();
         let event = receiver.recv_timeout(Duration::from_secs(5)).unwrap();
         let BootEvent::DnsmasqExited { cause } = event else { panic!("{event:?}") };
         assert!(cause.contains("exit status: 3") && cause.contains("interface vanished"), "{cause}");
@@ -284,7 +295,7 @@ mod tests {
         for then in ["exec sleep 60", "trap '' TERM; exec 2>&-; sleep 7 & wait; wait"] {
             let program = stand_in(directory.path(), then);
             let (events, receiver) = queue();
-            let dnsmasq = Dnsmasq::start(&program, Path::new("/x"), events).unwrap();
+            let dnsmasq = Dnsmasq::start(&program, Path::new("/x"), None, events).unwrap();
             let pid = dnsmasq.pid();
             drop(dnsmasq);
             assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{then}");
@@ -300,7 +311,7 @@ mod tests {
             "head -c 3000000 /dev/zero >&2; printf '\\n\\033[2J\\377dnsmasq-dhcp[1]: x\\n' >&2; exit 1",
         );
         let (events, receiver) = queue();
-        let _dnsmasq = Dnsmasq::start(&program, Path::new("/x"), events).unwrap();
+        let _dnsmasq = Dnsmasq::start(&program, Path::new("/x"), None, events).unwrap();
         let event = receiver.recv_timeout(Duration::from_secs(10)).unwrap();
         let BootEvent::DnsmasqExited { cause } = event else { panic!("{event:?}") };
         assert!(!cause.chars().any(char::is_control));

@@ -4,10 +4,13 @@
 use super::events::{BootEvent, Client};
 use crate::nodes::Mac;
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 /// How many transactions are followed at once.
 const TRANSACTIONS: usize = 256;
+/// How long a machine's repeated questions count as one.
+const SAME: Duration = Duration::from_secs(20);
 
 /// What dnsmasq has said so far about one transaction.
 #[derive(Debug)]
@@ -21,23 +24,24 @@ struct Transaction {
 #[derive(Debug, Default)]
 pub struct LogReader {
     open: VecDeque<Transaction>,
-    /// Who has been told lately, with the transaction: clients ask several times in one.
-    told: VecDeque<(u32, Mac, Client)>,
+    /// Who has been told lately: clients ask several times. The number of their transaction does not tell one boot from
+    /// the next, as EDK2 takes the same ones again, also on several machines.
+    told: VecDeque<(Instant, Mac, Client)>,
 }
 
 impl LogReader {
-    /// Reads one line and returns what happened, if that is known now.
-    pub fn line(&mut self, line: &str) -> Option<BootEvent> {
+    /// Reads one line that came at the time `now` and returns what happened, if that is known now.
+    pub fn line(&mut self, line: &str, now: Instant) -> Option<BootEvent> {
         let (program, text) = line.split_once(": ")?;
         let program = program.split('[').next()?;
         match program {
-            "dnsmasq-dhcp" => self.dhcp(text),
+            "dnsmasq-dhcp" => self.dhcp(text, now),
             "dnsmasq-tftp" => tftp(text),
             _ => None,
         }
     }
 
-    fn dhcp(&mut self, text: &str) -> Option<BootEvent> {
+    fn dhcp(&mut self, text: &str, now: Instant) -> Option<BootEvent> {
         let (id, text) = text.split_once(' ')?;
         let id: u32 = id.parse().ok()?;
         if let Some(vendor) = text.strip_prefix("vendor class: ") {
@@ -49,13 +53,14 @@ impl LogReader {
             let done = self.open.remove(at)?;
             let client = client(done.vendor.as_deref(), tags.split(", ").any(|tag| tag.trim() == "ipxe"));
             let mac = done.mac?;
-            if self.told.contains(&(id, mac, client)) {
+            let fresh = |then: Instant| now.saturating_duration_since(then) < SAME;
+            if self.told.iter().any(|(then, m, c)| *m == mac && *c == client && fresh(*then)) {
                 return None;
             }
             if self.told.len() >= TRANSACTIONS {
                 self.told.pop_front();
             }
-            self.told.push_back((id, mac, client));
+            self.told.push_back((now, mac, client));
             return Some(BootEvent::Seen { mac, client });
         }
         let (verb, rest) = text.split_once('(')?;
@@ -91,6 +96,15 @@ impl LogReader {
     }
 }
 
+/// The address that a line tells was offered, and to which card.
+#[must_use]
+pub fn offer(line: &str) -> Option<(Mac, Ipv4Addr)> {
+    let text = line.strip_prefix("dnsmasq-dhcp[")?.split_once(": ")?.1.split_once(' ')?.1;
+    let mut words = text.strip_prefix("DHCPOFFER(")?.split_once(')')?.1.split_whitespace();
+    let address = words.next()?.parse().ok()?;
+    Some((words.next()?.parse().ok()?, address))
+}
+
 fn client(vendor: Option<&str>, ipxe: bool) -> Client {
     let arch = |rest: &str| rest.split(':').next().and_then(|n| n.parse().ok()).unwrap_or(u16::MAX);
     match vendor {
@@ -119,7 +133,7 @@ mod tests {
 
     fn read(log: &str) -> Vec<BootEvent> {
         let mut reader = LogReader::default();
-        log.lines().filter_map(|line| reader.line(line)).collect()
+        log.lines().filter_map(|line| reader.line(line, Instant::now())).collect()
     }
 
     fn mac(text: &str) -> Mac {
@@ -177,35 +191,57 @@ dnsmasq-tftp[32104]: sent /usr/lib/ipxe/undionly.kpxe to 10.91.0.60";
     #[test]
     fn interleaved_transactions_are_kept_apart_and_bounded() {
         let mut reader = LogReader::default();
+        let now = Instant::now();
         for id in 0..10_000 {
-            assert_eq!(
-                reader.line(&format!("dnsmasq-dhcp[7]: {id} DHCPDISCOVER(v0) 52:54:00:00:00:01")),
-                None
-            );
+            let line = format!("dnsmasq-dhcp[7]: {id} DHCPDISCOVER(v0) 52:54:00:00:{:02x}:01", id % 256);
+            assert_eq!(reader.line(&line, now), None);
         }
         assert_eq!(reader.open.len(), TRANSACTIONS);
-        assert!(reader.line("dnsmasq-dhcp[7]: 9999 tags: v0").is_some());
-        assert!(reader.line("dnsmasq-dhcp[7]: 9998 tags: ipxe").is_some());
-        assert!(reader.line("dnsmasq-dhcp[7]: 5 tags: v0").is_none(), "forgotten long ago");
+        assert!(reader.line("dnsmasq-dhcp[7]: 9999 tags: v0", now).is_some());
+        assert!(reader.line("dnsmasq-dhcp[7]: 9998 tags: ipxe", now).is_some());
+        assert!(reader.line("dnsmasq-dhcp[7]: 5 tags: v0", now).is_none(), "forgotten long ago");
     }
 
     #[test]
-    fn asking_again_in_one_transaction_is_told_once() {
-        let ask =
-            "dnsmasq-dhcp[7]: 42 DHCPDISCOVER(v0) 52:54:00:00:00:01\ndnsmasq-dhcp[7]: 42 tags: ipxe, v0\n";
-        assert_eq!(read(&ask.repeat(3)).len(), 1);
-        let again = ask.replace(" 42 ", " 43 ");
-        assert_eq!(read(&format!("{ask}{again}")).len(), 2);
+    fn asking_again_is_told_once_and_another_boot_again() {
+        let mut reader = LogReader::default();
+        let start = Instant::now();
+        let mut told = |seconds: u64, mac: &str| {
+            let now = start + Duration::from_secs(seconds);
+            reader.line(&format!("dnsmasq-dhcp[7]: 42 DHCPDISCOVER(v0) {mac}"), now);
+            reader.line("dnsmasq-dhcp[7]: 42 tags: ipxe, v0", now).is_some()
+        };
+        assert!(told(0, "52:54:00:00:00:01"));
+        assert!(!told(4, "52:54:00:00:00:01"));
+        assert!(told(5, "52:54:00:00:00:02"), "another machine with the same transaction number");
+        assert!(told(60, "52:54:00:00:00:01"));
+    }
+
+    #[test]
+    fn offers_are_read() {
+        let mac = mac("7e:16:bc:f9:8c:d1");
+        let line = "dnsmasq-dhcp[32104]: 1647621211 DHCPOFFER(v0) 10.91.0.166 7e:16:bc:f9:8c:d1 ";
+        assert_eq!(offer(line), Some((mac, Ipv4Addr::new(10, 91, 0, 166))));
+        assert_eq!(offer(&line.replace("OFFER", "ACK")), None);
+        assert_eq!(offer(&line.replace("dnsmasq-dhcp", "dnsmasq-tftp")), None);
     }
 
     proptest! {
         #[test]
         fn no_line_panics(line in ".{0,120}", rest in "[0-9a-zA-Z :()/,.]{0,80}") {
             let mut reader = LogReader::default();
-            reader.line(&line);
-            reader.line(&format!("dnsmasq-dhcp[1]: {rest}"));
-            reader.line(&format!("dnsmasq-dhcp[1]: 7 {rest}"));
-            reader.line(&format!("dnsmasq-tftp[1]: sent {rest}"));
+            let now = Instant::now();
+            for line in [
+                line,
+                format!("dnsmasq-dhcp[1]: {rest}"),
+                format!("dnsmasq-dhcp[1]: 7 {rest}"),
+                format!("dnsmasq-dhcp[1]: 7 DHCPOFFER({rest}"),
+                format!("dnsmasq-tftp[1]: sent {rest}"),
+            ] {
+                reader.line(&line, now);
+                // Only that it returns is asked here.
+                let _ = offer(&line);
+            }
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Settings<'a> {
     pub http_port: u16,
     /// The directory with the files for TFTP and nothing else.
     pub tftp_root: &'a Path,
+    /// The directory that dnsmasq watches for further reservations.
+    pub pins: &'a Path,
     /// The directory for leases.
     pub state: &'a Path,
 }
@@ -64,6 +66,7 @@ pub fn configuration(settings: &Settings) -> String {
                 "dhcp-leasefile={}\n\
                  dhcp-authoritative\n\
                  no-ping\n\
+                 dhcp-hostsdir={}\n\
                  dhcp-range={first},{last},{},1h\n\
                  {}\n\
                  dhcp-option=option:dns-server\n\
@@ -79,6 +82,7 @@ pub fn configuration(settings: &Settings) -> String {
                  dhcp-option-force=tag:!ipxe,tag:http64,60,HTTPClient\n\
                  dhcp-boot=tag:!ipxe,tag:http64,http://{}:{http_port}/snponly.efi\n",
                 settings.state.join("leases").display(),
+                settings.pins.display(),
                 net.netmask(),
                 match settings.router {
                     Some(router) => format!("dhcp-option=option:router,{router}"),
@@ -157,6 +161,7 @@ mod tests {
             reserved: &[],
             http_port: 8067,
             tftp_root: Path::new("/run/ka/tftp"),
+            pins: Path::new("/run/ka/pins"),
             state: Path::new("/run/ka"),
         }
     }
@@ -185,6 +190,7 @@ tftp-max=256
 dhcp-leasefile=/run/ka/leases
 dhcp-authoritative
 no-ping
+dhcp-hostsdir=/run/ka/pins
 dhcp-range=10.91.0.50,10.91.0.200,255.255.255.0,1h
 dhcp-option=option:router
 dhcp-option=option:dns-server
@@ -241,7 +247,8 @@ pxe-service=tag:ipxe,BC_EFI,\"Ka\",http://10.91.0.1:8067/boot.ipxe
             [Plan::Off, Plan::Proxy, Plan::Full(Ipv4Addr::new(10, 91, 0, 50), Ipv4Addr::new(10, 91, 0, 200))]
         {
             let path = directory.path().join("conf");
-            let text = configuration(&Settings { tftp_root: tftp, state: tftp, ..settings(plan) });
+            let text =
+                configuration(&Settings { tftp_root: tftp, pins: tftp, state: tftp, ..settings(plan) });
             std::fs::write(&path, text).unwrap();
             let mut command = std::process::Command::new(&program);
             command.arg("--test").arg(format!("--conf-file={}", path.display()));

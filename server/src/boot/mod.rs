@@ -11,6 +11,7 @@ pub mod files;
 pub mod http;
 pub mod listener;
 pub mod nodes;
+pub mod pins;
 pub mod probe;
 pub mod query;
 pub mod range;
@@ -133,6 +134,8 @@ impl BootService {
         let tftp_root = directory.path().join("tftp");
         std::fs::create_dir(&tftp_root).with_context(|| format!("making {}", tftp_root.display()))?;
         files.write_tftp(&tftp_root)?;
+        let pin_directory = directory.path().join("pins");
+        std::fs::create_dir(&pin_directory).with_context(|| format!("making {}", pin_directory.display()))?;
         let settings = dnsmasq::Settings {
             interface,
             net,
@@ -141,6 +144,7 @@ impl BootService {
             reserved: &reserved,
             http_port: http.port(),
             tftp_root: &tftp_root,
+            pins: &pin_directory,
             state: directory.path(),
         };
         let file = directory.path().join("dnsmasq.conf");
@@ -156,7 +160,8 @@ impl BootService {
             .and_then(router::RouterAnswers::start)
             .inspect_err(|e| log::warn!("nodes will boot some seconds later than they could: {e:#}"))
             .ok();
-        let dnsmasq = child::Dnsmasq::start(&program, &file, sender)?;
+        let pins = matches!(plan, Plan::Full(..)).then(|| pins::Pins::new(pin_directory, &reserved));
+        let dnsmasq = child::Dnsmasq::start(&program, &file, pins, sender)?;
         Ok(Self {
             dnsmasq,
             _router: router,
