@@ -49,6 +49,16 @@ pub const AUTOCONFIG: &[Allowed] = &[
     touched(""),
 ];
 
+/// What is never sent, only the folder itself: the running system makes it anew.
+pub const NOT_SENT: &[Allowed] = &[
+    may("dev/**", "devices are made at boot"),
+    may("run/**", "made at boot"),
+    may("proc/**", "the kernel's"),
+    may("sys/**", "the kernel's"),
+    may("tmp/**", "temporary"),
+    may("var/tmp/**", "temporary"),
+];
+
 /// One difference, as rsync itemizes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {

@@ -64,6 +64,7 @@ struct Lab {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum LabCommand {
+    Boot(lab::boot::Boot),
     Golden(LabGolden),
     Login(LabLogin),
     Setup(LabSetup),
@@ -120,6 +121,10 @@ fn run_command(command: Command) -> Result<Exit> {
         }
         Command::Lab(Lab { command: LabCommand::Login(_) }) => {
             lab::login::run(&run_dir("login")?)?;
+            Ok(Exit::Done)
+        }
+        Command::Lab(Lab { command: LabCommand::Boot(boot) }) => {
+            lab::boot::run(&boot, &run_dir("boot")?)?;
             Ok(Exit::Done)
         }
         Command::Lab(Lab { command: LabCommand::Setup(_) }) => {

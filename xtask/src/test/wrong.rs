@@ -197,7 +197,11 @@ fn meets(lab: &Lab, fleet: &Fleet, spec: &Spec, fate: Fate) -> Result<()> {
     vm.wait_off(LIMIT)?;
     match fate {
         Fate::Installed => {
-            node::compare_disk(&lab.tree, &spec.disks[0], &[crate::compare::AUTOCONFIG])?;
+            node::compare_disk(
+                &lab.tree,
+                &spec.disks[0],
+                &[crate::compare::AUTOCONFIG, crate::compare::NOT_SENT],
+            )?;
             Ok(())
         }
         Fate::Fails(words) => {
