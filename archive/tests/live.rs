@@ -57,7 +57,7 @@ impl Observer for Meddler {
                 OpenOptions::new().write(true).open(path).unwrap().set_len((3 << 20) / 2).unwrap();
             }
             b"is-rewritten" => {
-                File::options().write(true).open(path).unwrap().write_all_at(b"new", 5).unwrap()
+                File::options().write(true).open(path).unwrap().write_all_at(b"new", 5).unwrap();
             }
             b"is-replaced" => {
                 fs::remove_file(&path).unwrap();
@@ -157,6 +157,38 @@ fn mounts_are_sent_when_listed_and_empty_when_not() {
     assert!(matches!(&error, PackError::MountNotFound { path } if path == "/under/nested"), "{error}");
     drop(file_mount);
     drop(nested);
+}
+
+#[test]
+fn btrfs_subvolumes_are_no_borders_and_its_properties_stay_where_they_mean_something() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    File::create(&image).unwrap().set_len(256 << 20).unwrap();
+    run(Command::new("mkfs.btrfs").arg("-q").arg(&image)).unwrap();
+    let from = directory.path().join("from");
+    fs::create_dir(&from).unwrap();
+    run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&from)).unwrap();
+    let mount = Mount(from);
+    run(Command::new("btrfs").args(["subvolume", "create"]).arg(mount.0.join("home"))).unwrap();
+    fs::write(mount.0.join("home/file"), b"in the subvolume").unwrap();
+    fs::write(mount.0.join("compressed"), b"x").unwrap();
+    run(Command::new("btrfs")
+        .args(["property", "set"])
+        .arg(mount.0.join("compressed"))
+        .args(["compression", "zstd"]))
+    .unwrap();
+    let (stream, summary) = packed(&options(&mount.0), &mut ());
+    assert_eq!(summary.other_mounts.total, 0);
+    let to = tempfile::tempdir().unwrap();
+    let summary = unpacked(&stream, to.path()).unwrap();
+    assert_eq!(fs::read(to.path().join("home/file")).unwrap(), b"in the subvolume");
+    assert_eq!(
+        summary.not_representable.first,
+        ["setting the extended attribute btrfs.compression of /compressed"]
+    );
+    let again = mount.0.join("again");
+    fs::create_dir(&again).unwrap();
+    assert_eq!(unpacked(&stream, &again).unwrap().not_representable.total, 0);
 }
 
 #[test]

@@ -57,6 +57,28 @@ fn hard_cases_come_back_equal() {
     assert_eq!((sent.hard_links, sent.devices, sent.fifos), (5, 3, 1));
     assert_eq!((got.not_representable.total, got.copied_links.total, got.ignored_records), (0, 0, 0));
 
+    // The judges are awake: they see small changes of the content of the largest, of an xattr, of a nanosecond.
+    File::options()
+        .write(true)
+        .open(to.path().join("sparse-10G"))
+        .unwrap()
+        .write_all_at(b"P", 9 << 30)
+        .unwrap();
+    testing::set_time(&to.path().join("sparse-10G"), 1, 1).unwrap();
+    testing::set_time(&from.path().join("sparse-10G"), 1, 1).unwrap();
+    run(Command::new("setfattr")
+        .args(["-n", "trusted.ka", "-v", "x"])
+        .arg(to.path().join("attributes/xattr-dir")))
+    .unwrap();
+    testing::set_time(&to.path().join("times/epoch"), 0, 1).unwrap();
+    let seen = compare_with_rsync(from.path(), to.path(), &[SOCKET]).unwrap();
+    assert_eq!(
+        seen,
+        [".d........x attributes/xattr-dir/", ".d..t...... times/epoch/", "content differs: ./sparse-10G"]
+    );
+    let (lines, stream) = (listing(from.path()).unwrap(), packed(from.path()).0);
+    assert_eq!(difference(&lines, &listing(to.path()).unwrap()).len(), 6);
+
     // Once more over what is there, after it was spoilt: it comes out the same.
     fs::write(to.path().join("one-block"), b"spoilt").unwrap();
     fs::remove_file(to.path().join("links/absolute")).unwrap();
