@@ -170,6 +170,21 @@ mount = { path = "/" }
         );
     }
 
+    #[test]
+    fn the_examples_are_sound() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../initrd/layouts");
+        let mut read = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let layout = parse(&std::fs::read_to_string(&path).unwrap());
+            let layout = layout.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let disk = crate::Geometry { bytes: 3 << 30, sector: 512 };
+            crate::fit(&layout, 0, disk).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            read += 1;
+        }
+        assert_eq!(read, 2);
+    }
+
     proptest! {
         #[test]
         fn any_text_is_read_without_panic(text in "\\PC{0,200}") {

@@ -1,12 +1,13 @@
 //! Which disk a rule means. Never a guess: no match, or more than one, is an error that lists every disk with the reasons.
 
 use super::discover::Disk;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use ka_cli::units::show_size;
 use ka_layout::glob;
-use ka_layout::model::{DiskRule, Layout, Pick};
+use ka_layout::model::{DiskRule, Layout, Match, Pick};
 use ka_layout::size::Bounds;
 use std::fmt::Write;
+use std::path::Path;
 
 /// Why `disk` is not what `rule` means; empty when it is.
 #[must_use]
@@ -111,6 +112,19 @@ pub fn verdicts(rule: &DiskRule, disks: &[Disk]) -> String {
         text.push_str("\n  this machine shows no disk at all: is the driver of its controller missing?");
     }
     text
+}
+
+/// Makes the layout's only `[[disk]]` mean exactly `device` (a path, symlinks are followed), as `--disk DEV` asks.
+///
+/// # Errors
+/// When the layout has several disks or the device does not exist.
+pub fn name_disk(layout: &mut Layout, device: &Path) -> Result<()> {
+    let [rule] = &mut layout.disks[..] else {
+        bail!("the layout has {} disks: name them in its match rules", layout.disks.len())
+    };
+    let real = std::fs::canonicalize(device).with_context(|| format!("finding {}", device.display()))?;
+    rule.matching = Match { path: Some(real.to_string_lossy().into_owned()), ..Match::default() };
+    Ok(())
 }
 
 /// The disk of each `[[disk]]` of the layout, as indices into `disks`.
@@ -232,6 +246,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_can_be_named_from_outside() {
+        let mut one = layout("match = { size = \"1T-\" }");
+        name_disk(&mut one, Path::new("/dev/../dev/null")).unwrap();
+        assert_eq!(one.disks[0].matching.path.as_deref(), Some("/dev/null"));
+        assert_eq!(one.disks[0].matching.size, None);
+        let error = name_disk(&mut one, Path::new("/no/such/disk")).unwrap_err();
+        assert_eq!(error.to_string(), "finding /no/such/disk");
+        one.disks.push(one.disks[0].clone());
+        let error = name_disk(&mut one, Path::new("/dev/null")).unwrap_err();
+        assert_eq!(error.to_string(), "the layout has 2 disks: name them in its match rules");
+    }
+
+    #[test]
     fn pick_decides() {
         let disks = [disk("sda", 20), disk("sdb", 40), disk("sdc", 10)];
         assert_eq!(choose(&layout("pick = \"smallest\""), &disks).unwrap(), [2]);
@@ -249,7 +276,8 @@ mod tests {
 
     #[test]
     fn what_is_dangerous_must_be_named() {
-        let dangers: [(&str, fn(&mut Disk)); 5] = [
+        type Danger = (&'static str, fn(&mut Disk));
+        let dangers: [Danger; 5] = [
             ("it is removable", |d| d.removable = true),
             ("it is on USB", |d| d.transport = "usb".into()),
             ("it is a loop device", |d| d.transport = "loop".into()),

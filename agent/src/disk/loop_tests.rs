@@ -3,7 +3,7 @@
 
 use super::discover::{Disk, discover, kernel_partitions};
 use super::plan::{Plan, compute};
-use super::stage::Formatted;
+use super::stage::{Formatted, duplicate_uuids};
 use super::{clear_listed, show_disks, tool};
 use ka_layout::model::Layout;
 use ka_layout::order::Golden;
@@ -51,13 +51,25 @@ fn possible() -> bool {
 struct Loop {
     device: PathBuf,
     dir: tempfile::TempDir,
-    _guard: MutexGuard<'static, ()>,
+    _guard: Option<MutexGuard<'static, ()>>,
 }
 
 impl Loop {
     fn new(mib: u64, sector: u32) -> Self {
         let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let dir = tempfile::tempdir().unwrap();
+        Self::make(mib, sector, Some(guard))
+    }
+
+    /// Another disk of the same machine.
+    fn beside(&self, mib: u64) -> Self {
+        assert!(self._guard.is_some());
+        Self::make(mib, 512, None)
+    }
+
+    fn make(mib: u64, sector: u32, guard: Option<MutexGuard<'static, ()>>) -> Self {
+        // In memory where there is such a place: these tests sync hundreds of times.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let image = dir.path().join("image");
         File::create(&image).unwrap().set_len(mib << 20).unwrap();
         let text = says(
@@ -476,7 +488,7 @@ fn a_disk_in_use_is_refused_and_unharmed() {
     let plan = disk.plan(SMALL);
     let mut first = disk.formatted(SMALL);
     first.commit_table().unwrap();
-    // Mounted since the plan was made.
+    // Mounted since the plan was made. A check that fails lists nothing, not even what an earlier try had listed.
     let error = format!("{:#}", plan.partition(&disk.record()).err().unwrap());
     let expected = format!(
         "{}p1 is mounted at {}",
@@ -484,6 +496,7 @@ fn a_disk_in_use_is_refused_and_unharmed() {
         disk.target().display()
     );
     assert!(error.contains("is in use: ") && error.contains(&expected), "{error}");
+    assert!(!disk.record().exists());
     let error = compute(&disk.layout(SMALL), &[disk.disk()], &Golden::default()).unwrap_err().to_string();
     assert!(error.contains(&expected), "{error}");
     first.finish().unwrap();
@@ -512,7 +525,8 @@ fn a_file_system_in_use_cannot_be_finished_and_is_cleared() {
     assert!(error.starts_with(&format!("unmounting {}", disk.target().display())), "{error}");
     drop(busy);
     // The record is still there, so the supervisor finds the disk and makes it unbootable.
-    assert_eq!(clear_listed(&disk.record()).unwrap(), [disk.device.clone()]);
+    assert_eq!(clear_listed(&disk.record()).unwrap(), std::slice::from_ref(&disk.device));
+    assert!(!disk.record().exists(), "a list that was worked off is gone");
     assert!(fails("sfdisk", &["--json", &disk.name()]));
     let mut ends = vec![0xff; 34 * 512];
     let file = File::open(&disk.device).unwrap();
@@ -520,6 +534,29 @@ fn a_file_system_in_use_cannot_be_finished_and_is_cleared() {
     assert!(ends.iter().all(|b| *b == 0));
     file.read_exact_at(&mut ends[..33 * 512], (200 << 20) - 33 * 512).unwrap();
     assert!(ends.iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_uuid_that_another_disk_has_is_warned_of() {
+    if !possible() {
+        return;
+    }
+    let text = SMALL
+        .replace("{ fs = \"ext4\" }", "{ fs = \"ext4\", uuid = \"d0000001-1111-4222-8333-444455556666\" }");
+    let disk = Loop::new(200, 512);
+    let other = disk.beside(200);
+    drop(other.formatted(&text));
+    let now = discover().unwrap();
+    assert_eq!(
+        duplicate_uuids(&disk.plan(&text), &now),
+        [format!(
+            "{} on another disk has the UUID d0000001-1111-4222-8333-444455556666 that is about to be used: the clone may \
+             mount the wrong one",
+            other.part(1)
+        )]
+    );
+    assert_eq!(duplicate_uuids(&disk.plan(SMALL), &now), [""; 0]);
+    assert_eq!(duplicate_uuids(&other.plan(&text), &now), [""; 0], "its own old content does not count");
 }
 
 #[test]

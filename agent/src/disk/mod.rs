@@ -25,6 +25,7 @@ mod sysfs_tests;
 #[cfg(test)]
 mod trap_tests;
 
+pub use choose::name_disk;
 pub use discover::{Disk, discover};
 pub use plan::{Plan, plan};
 pub use stage::{Formatted, Partitioned, RECORD};

@@ -1,10 +1,10 @@
 //! Carrying the plan out, step by step: [`Plan::partition`] -> [`Partitioned::format`] -> [`Formatted`]. Until
 //! [`Formatted::commit_table`] no table stands on the disk; the kernel knows the partitions by BLKPG alone.
 
-use super::discover::{KernelPartition, discover, kernel_partitions};
+use super::discover::{Disk, KernelPartition, discover, kernel_partitions};
 use super::plan::{DiskPlan, PartitionPlan, Plan};
 use super::wipe::{self, Area};
-use super::{gpt_table, mbr_table, mkfs};
+use super::{gpt_table, mbr_table, mkfs, superblock};
 use anyhow::{Context, Result, bail, ensure};
 use ka_layout::model::{Fs, TableKind};
 use ka_layout::order::Volume;
@@ -61,9 +61,14 @@ impl Plan {
     /// When a disk is in use or locked by another, cannot be written, or a program for a file system is missing. Nothing
     /// was written if a check failed.
     pub fn partition(self, record: &Path) -> Result<Partitioned> {
+        // What an earlier try left listed is none of this one's business, above all if a check below fails.
+        remove_record(record)?;
         let formats = self.disks.iter().flat_map(|d| d.partitions.iter().filter_map(|p| p.format.as_ref()));
         mkfs::check_tools(formats)?;
         let now = discover().context("looking at the disks once more")?;
+        for warning in duplicate_uuids(&self, &now) {
+            log::warn!("{warning}");
+        }
         let mut opened = Vec::new();
         for plan in self.disks {
             let disk = &plan.disk;
@@ -96,6 +101,29 @@ impl Plan {
     }
 }
 
+/// File systems on other disks that carry a UUID of the plan: what is mounted by that UUID could be either.
+pub(super) fn duplicate_uuids(plan: &Plan, disks: &[Disk]) -> Vec<String> {
+    let planned: Vec<&str> = plan
+        .disks
+        .iter()
+        .flat_map(|d| d.partitions.iter().filter_map(|p| p.format.as_ref().map(|f| f.uuid.as_str())))
+        .collect();
+    let others = disks.iter().filter(|d| plan.disks.iter().all(|p| p.disk.name != d.name));
+    let mut warnings = Vec::new();
+    for partition in others.flat_map(|d| &d.partitions) {
+        // A partition that cannot be read (an empty card reader) holds nothing that could be confused.
+        let found = File::open(&partition.device).ok().and_then(|f| superblock::read(&f).ok().flatten());
+        if let Some(found) = found.filter(|f| planned.iter().any(|uuid| uuid.eq_ignore_ascii_case(&f.uuid))) {
+            warnings.push(format!(
+                "{} on another disk has the UUID {} that is about to be used: the clone may mount the wrong one",
+                partition.device.display(),
+                found.uuid
+            ));
+        }
+    }
+    warnings
+}
+
 /// Opens a disk for writing, with the lock that udev respects, after making sure that nobody has claimed it.
 fn open_disk(device: &Path) -> Result<File> {
     let open = |exclusive: bool| {
@@ -109,6 +137,15 @@ fn open_disk(device: &Path) -> Result<File> {
     ka_sys::block::lock_exclusive(&file, PATIENCE)
         .with_context(|| format!("locking {}: another program works on it", device.display()))?;
     Ok(file)
+}
+
+fn remove_record(record: &Path) -> Result<()> {
+    match fs::remove_file(record) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("removing {}", record.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn write_record<'a>(record: &Path, disks: impl Iterator<Item = &'a Path>) -> Result<()> {
@@ -328,12 +365,7 @@ impl Formatted {
             open.file.sync_all().with_context(|| format!("syncing {}", open.plan.disk.device.display()))?;
             verify_table(open)?;
         }
-        match fs::remove_file(&self.record) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(e).with_context(|| format!("removing {}", self.record.display()))
-            }
-            _ => Ok(()),
-        }
+        remove_record(&self.record)
     }
 }
 
@@ -357,5 +389,16 @@ fn unmount_patiently(place: &Path) -> Result<()> {
             }
             Err(e) => return Err(e).with_context(|| format!("unmounting {}", place.display())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_options_that_shape_the_data_hold_while_installing() {
+        assert_eq!(install_options(Fs::Ext4, "ro,errors=remount-ro,compress=zstd"), "noatime");
+        assert_eq!(install_options(Fs::Btrfs, "ro,compress=zstd:3,subvolid=5"), "noatime,compress=zstd:3");
     }
 }

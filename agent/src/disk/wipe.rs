@@ -97,7 +97,7 @@ pub fn verify_empty(disk: &File, areas: &[Area]) -> Result<()> {
     Ok(())
 }
 
-/// Makes a disk unbootable: the first 34 sectors' worth of table (with the MBR's boot code) and the backup GPT are zeroed.
+/// Makes a disk unbootable: MBR with its boot code, primary and backup GPT are zeroed.
 ///
 /// # Errors
 /// When the disk cannot be written.
@@ -109,14 +109,13 @@ pub fn clear_table(disk: &File) -> Result<()> {
     let zeros = vec![0; usize::try_from(table).context("the table's size")?];
     ensure!(bytes > 2 * table, "the disk is smaller than two partition tables");
     disk.write_all_at(&zeros, 0).context("zeroing the table")?;
-    // GRUB's core image lies behind the MBR on a disk without GPT: without its first sector nothing starts.
     disk.write_all_at(&zeros, bytes - table).context("zeroing the backup table")?;
     disk.sync_all().context("syncing the cleared table")?;
     ka_sys::block::flush_buffers(disk).context("dropping the disk's cache")
 }
 
-/// Clears the table of every disk that is listed in the file `record`, one path a line. For the supervisor, after a worker
-/// that died. A missing file lists nothing.
+/// Clears the table of every disk that is listed in the file `record`, one path a line, and removes the list. For the
+/// supervisor, after a worker that died. A missing file lists nothing.
 ///
 /// # Errors
 /// When a disk could not be cleared, after all were tried.
@@ -144,6 +143,7 @@ pub fn clear_listed(record: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     ensure!(failed.is_empty(), "clearing the partition table: {}", failed.join("; "));
+    std::fs::remove_file(record).with_context(|| format!("removing {}", record.display()))?;
     Ok(cleared)
 }
 
