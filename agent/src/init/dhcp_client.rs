@@ -28,16 +28,18 @@ pub fn acquire(link: &Link, limit: Duration, stop: &AtomicBool) -> Result<Lease>
     let socket =
         PacketSocket::open(link.index).with_context(|| format!("opening a socket on {}", link.name))?;
     let mut client = Client { link, socket, start: Instant::now(), limit, stop, trouble: None };
+    // One number for the whole conversation: some servers think for seconds (they ping the address first), and their
+    // offer must still count when it comes after the next question.
+    let mut xid = random();
     for attempt in 0.. {
-        let xid = random();
         let Some(Answer::Offer(offer)) = client.ask(Say::Discover, xid, attempt)? else { continue };
         log::debug!("{}: {} offers {}/{}", link.name, offer.server, offer.address, offer.prefix);
-        // The same number, so that the server sees one conversation.
         for again in 0..3 {
             match client.ask(Say::Take(&offer), xid, again.max(attempt.min(BROADCAST_FROM)))? {
                 Some(Answer::Ack(lease)) => return Ok(lease),
                 Some(Answer::Nak(reason)) => {
                     client.trouble = Some(format!("{} refused {}: {reason}", offer.server, offer.address));
+                    xid = random();
                     break;
                 }
                 Some(Answer::Offer(_)) | None => {}
@@ -125,7 +127,8 @@ fn fits(say: &Say, answer: &Answer) -> bool {
 /// not ask together.
 fn wait(attempt: usize, xid: u32) -> Duration {
     let seconds = WAITS[attempt.min(WAITS.len() - 1)];
-    Duration::from_millis(seconds * 1000 + u64::from(xid % 1000)) - Duration::from_millis(500)
+    let more = u64::from(xid.rotate_left(u32::try_from(attempt % 32).unwrap_or(0)) % 1000);
+    Duration::from_millis(seconds * 1000 - 500 + more)
 }
 
 /// A number that other nodes do not use at the same time.
@@ -234,7 +237,8 @@ mod tests {
     #[test]
     fn waits_grow_and_differ() {
         assert!(wait(0, 0) == Duration::from_millis(500) && wait(0, 999) == Duration::from_millis(1499));
-        assert!(wait(99, 500) == Duration::from_secs(12));
+        assert!(wait(32, 500) == Duration::from_secs(12));
+        assert_ne!(wait(4, 500), wait(5, 500));
         assert_ne!(random(), random());
     }
 

@@ -8,22 +8,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Modules that are loaded without a device asking for them: disks, file systems and what mounting them needs. Those
-/// that the image lacks are passed over.
-const BY_NAME: &[&str] = &[
-    "sd_mod",
-    "nvme",
-    "ext4",
-    "xfs",
-    "btrfs",
-    "vfat",
-    "nls_cp437",
-    "nls_ascii",
-    "nls_utf8",
-    "nls_iso8859-1",
-    "efivarfs",
-    "af_packet",
-];
+/// Modules that are loaded without a device asking for them; those that the image lacks are passed over. File systems and
+/// their code pages are not among them: the kernel asks for those itself when something is mounted (see [`modprobe`]),
+/// and most nodes need one of them only.
+const BY_NAME: &[&str] = &["sd_mod", "nvme", "af_packet"];
+/// The same, on machines with UEFI firmware.
+const BY_NAME_UEFI: &[&str] = &["efivarfs"];
 
 /// The modules of the running kernel, and what was done with them.
 pub struct Modules {
@@ -60,6 +50,7 @@ impl Modules {
         for file in files {
             index.add_config(&read_if_there(&file)?);
         }
+        index.add_config(&config_of_cmdline(&read_if_there(Path::new("/proc/cmdline"))?));
         Ok(Self { dir, index, tried: HashSet::new(), seen: HashSet::new() })
     }
 
@@ -97,8 +88,10 @@ impl Modules {
 
     /// Loads the modules that no device asks for.
     pub fn load_by_name(&mut self) -> usize {
+        let uefi = if Path::new("/sys/firmware/efi").exists() { BY_NAME_UEFI } else { &[] };
         BY_NAME
             .iter()
+            .chain(uefi)
             .map(|name| {
                 if self.index.plan(name).is_some() {
                     self.load_logged(name, "by name")
@@ -143,6 +136,29 @@ impl Modules {
         }
         Ok(count)
     }
+}
+
+/// What the kernel command line says about modules, as modprobe reads it: `module.option=value` and
+/// `modprobe.blacklist=a,b`, in the syntax of `/etc/modprobe.d`.
+fn config_of_cmdline(text: &str) -> String {
+    let mut config = String::new();
+    for (key, value) in crate::cmdline::words(text) {
+        let value = value.unwrap_or_default();
+        match key.split_once('.') {
+            Some(("modprobe", "blacklist")) => {
+                for module in value.split(',') {
+                    config.push_str(&format!("blacklist {module}\n"));
+                }
+            }
+            // A value with spaces or backslashes cannot be written in this syntax; no module wants one.
+            Some((module, option)) if module != "ka" && !value.contains([' ', '\\', '\n']) => {
+                let equals = if value.is_empty() { "" } else { "=" };
+                config.push_str(&format!("options {module} {option}{equals}{value}\n"));
+            }
+            _ => {}
+        }
+    }
+    config
 }
 
 fn read_if_there(path: &Path) -> Result<String> {
@@ -215,6 +231,14 @@ mod tests {
         let error = format!("{:#}", modules.load("a").unwrap_err());
         assert!(error.contains("b.ko") && error.contains("No such file"), "{error}");
         assert!(format!("{:#}", modules.load("zz").unwrap_err()).contains("no module zz"));
+    }
+
+    #[test]
+    fn the_kernel_command_line_gives_options() {
+        let config = config_of_cmdline(
+            "quiet e1000.debug=16 modprobe.blacklist=floppy,a usbcore.nousb ka.log=debug x=1",
+        );
+        assert_eq!(config, "options e1000 debug=16\nblacklist floppy\nblacklist a\noptions usbcore nousb\n");
     }
 
     #[test]
