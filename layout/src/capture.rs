@@ -264,7 +264,7 @@ fn capture_disk(
     warnings: &mut Vec<String>,
 ) -> Result<CapturedDisk, CaptureError> {
     let device = node(sysfs)?;
-    let json = run(Command::new("sfdisk").args(["--json", &device]), LIMIT)?.text();
+    let json = run(tool("sfdisk").args(["--json", &device]), LIMIT)?.text();
     let answer = |message: String| CaptureError::Answer { tool: "sfdisk", device: device.clone(), message };
     let table = facts::sfdisk(&json).map_err(|e| answer(e.to_string()))?;
     let kind = match table.label.as_str() {
@@ -415,9 +415,16 @@ fn partuuid(entry: &TablePartition, table: &Table, number: u64) -> Option<String
     }
 }
 
+/// A tool of the system, found wherever the caller's `PATH` leads, and speaking English.
+fn tool(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    command
+}
+
 /// What `blkid` finds on a device; nothing when there is nothing.
 fn probe(device: &str) -> Result<BTreeMap<String, String>, CaptureError> {
-    match run(Command::new("blkid").args(["--probe", "--output", "export", device]), LIMIT) {
+    match run(tool("blkid").args(["--probe", "--output", "export", device]), LIMIT) {
         Ok(output) => Ok(facts::blkid(&output.text())),
         // Status 2: nothing is there that blkid knows.
         Err(process::Error::Failed { status, .. }) if status.code() == Some(2) => Ok(BTreeMap::new()),
@@ -435,14 +442,14 @@ fn features(
 ) -> Result<Vec<String>, CaptureError> {
     Ok(match fs {
         Fs::Ext2 | Fs::Ext3 | Fs::Ext4 => {
-            facts::ext_options(&run(Command::new("dumpe2fs").args(["-h", device]), LIMIT)?.text())
+            facts::ext_options(&run(tool("dumpe2fs").args(["-h", device]), LIMIT)?.text())
         }
         Fs::Xfs => {
             let place = place.unwrap_or(Path::new(device));
-            facts::xfs_options(&run(Command::new("xfs_info").arg(place), LIMIT)?.text())
+            facts::xfs_options(&run(tool("xfs_info").arg(place), LIMIT)?.text())
         }
         Fs::Btrfs => {
-            let mut command = Command::new("btrfs");
+            let mut command = tool("btrfs");
             facts::btrfs_options(
                 &run(command.args(["inspect-internal", "dump-super", device]), LIMIT)?.text(),
             )
