@@ -385,6 +385,51 @@ fn dnsmasq_that_is_killed_is_reported_and_none_is_left_behind() {
     });
 }
 
+/// Where the process that is to be killed finds its boot files.
+const KILLED: &str = "KA_TEST_BOOT_FILES";
+
+#[test]
+#[ignore = "runs in the process that dnsmasq_dies_with_a_server_that_is_killed starts and kills"]
+fn service_that_is_killed() {
+    let Some(files) = std::env::var_os(KILLED) else { return };
+    let range = "10.91.0.100-10.91.0.103".parse().unwrap();
+    let service = BootService::start(&config(Path::new(&files), range), everyone()).unwrap();
+    println!("dnsmasq={}", service.dnsmasq_pid());
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn dnsmasq_dies_with_a_server_that_is_killed() {
+    if !tools_are_there() {
+        return;
+    }
+    let files = tempfile::tempdir().unwrap();
+    boot_files(files.path());
+    let net = Net::new();
+    let mut server = net.inside(|| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "service_that_is_killed", "--ignored", "--nocapture"])
+            .env(KILLED, files.path())
+            // What it leaves behind goes with the boot files.
+            .env("TMPDIR", files.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    });
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(server.stdout.take().unwrap()));
+    let pid = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.split_once("dnsmasq=").map(|(_, pid)| pid.to_owned()));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let process = format!("/proc/{}", pid.expect("the service says which process dnsmasq is"));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Path::new(&process).exists() {
+        assert!(Instant::now() < deadline, "dnsmasq outlives the server");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn slow_and_greedy_clients_disturb_nobody() {
     if !tools_are_there() {

@@ -40,10 +40,12 @@ pub struct Settings<'a> {
 pub fn configuration(settings: &Settings) -> String {
     let Settings { interface, net, plan, http_port, .. } = settings;
     let script = format!("http://{}:{http_port}/boot.ipxe", net.address);
+    // Without group=root dnsmasq changes its group, and a process that does is no longer killed when its parent dies.
     let mut text = format!(
         "# Written by ka-server for the install network on {interface}; gone when it ends.\n\
          port=0\n\
          user=root\n\
+         group=root\n\
          interface={interface}\n\
          bind-interfaces\n\
          except-interface=lo\n\
@@ -170,6 +172,7 @@ mod tests {
 # Written by ka-server for the install network on br0; gone when it ends.
 port=0
 user=root
+group=root
 interface=br0
 bind-interfaces
 except-interface=lo
