@@ -29,6 +29,7 @@ pub struct Received {
     pub checksum_ready: bool,
 }
 
+#[allow(clippy::cast_possible_truncation)] // 0x0800
 fn ethertype_ipv4() -> u16 {
     (libc::ETH_P_IP as u16).to_be()
 }
@@ -136,7 +137,7 @@ impl PacketSocket {
         unsafe {
             let mut header = libc::CMSG_FIRSTHDR(&raw const message);
             while !header.is_null() {
-                let whole = libc::CMSG_LEN(std::mem::size_of::<libc::tpacket_auxdata>() as u32) as usize;
+                let whole = libc::CMSG_LEN(socklen::<libc::tpacket_auxdata>()) as usize;
                 if (*header).cmsg_level == libc::SOL_PACKET
                     && (*header).cmsg_type == libc::PACKET_AUXDATA
                     && (*header).cmsg_len as usize >= whole
@@ -156,6 +157,7 @@ fn socklen<T>() -> libc::socklen_t {
     std::mem::size_of::<T>() as libc::socklen_t
 }
 
+#[allow(clippy::cast_possible_truncation)] // AF_PACKET is 17
 fn link_address(ifindex: i32, mac: [u8; 6]) -> libc::sockaddr_ll {
     let mut address = [0; 8];
     address[..6].copy_from_slice(&mac);
