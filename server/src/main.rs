@@ -35,7 +35,13 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(e) => {
             eprintln!("ka-server: {e:#}");
-            Exit::Failed.into()
+            exit_of(&e).into()
         }
     }
+}
+
+/// A layout file or a nodes file that is wrong counts as wrong usage, wherever it was found.
+fn exit_of(error: &anyhow::Error) -> Exit {
+    let usage = error.is::<ka_layout::parse::ParseError>() || error.is::<ka_server::nodes::Error>();
+    if usage { Exit::Usage } else { Exit::Failed }
 }

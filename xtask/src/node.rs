@@ -88,6 +88,9 @@ pub fn install(spec: &Spec, net: &Net, limit: Duration) -> Result<Duration> {
     let start = Instant::now();
     let mut vm = Vm::start(spec, net)?;
     vm.wait_off(limit).context("installing")?;
+    if vm.text().contains("Ka: giving up") {
+        bail!("{}: iPXE could not start the installer; see {}", spec.name, spec.serial_log().display());
+    }
     let took = start.elapsed();
     say!(&spec.name, "installed and wants to reboot, {:.0} s after power on", took.as_secs_f64());
     Ok(took)

@@ -174,6 +174,9 @@ impl DeployArgs {
         if self.nodes == Some(0) || self.min_nodes == 0 {
             bail!("--nodes and --min-nodes must be at least 1");
         }
+        if self.layout.is_none() && self.root != std::path::Path::new("/") {
+            bail!("--root {} is not this running machine: its layout must be given by --layout", self.root.display());
+        }
         if self.nodes.is_none() && self.wait.is_none() && !self.dry_run {
             bail!("say when to start: --nodes N (when N are ready) or --wait TIME (after the first is ready)");
         }

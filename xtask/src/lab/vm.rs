@@ -125,7 +125,10 @@ impl Spec {
             _ => "virtio-net-pci",
         };
         add(&format!("-netdev tap,id=net0,ifname={},script=no,downscript=no", self.tap));
-        add(&format!("-device {card},netdev=net0,mac={},bootindex=1", self.mac));
+        // Without QEMU's own iPXE a UEFI machine boots as real ones do: EDK2's PXE loads snponly.efi by TFTP. (That ROM
+        // also has no room for kernel and initramfs in a machine of 512 MiB: `Could not boot: Not enough space`.)
+        let rom = if self.board.uefi() { ",romfile=" } else { "" };
+        add(&format!("-device {card},netdev=net0,mac={},bootindex=1{rom}", self.mac));
         add("-object rng-random,id=rng0,filename=/dev/urandom -device virtio-rng-pci,rng=rng0");
         if self.board == Board::BiosAhci {
             add("-device ahci,id=ahci0");

@@ -78,8 +78,8 @@ fn disks_and_hook(lab: &Lab) -> Result<()> {
     more.extend(["--hooks".into(), hooks.display().to_string()]);
     let mut server = start(lab, &fleet, &dir, more)?;
     let fates = [
-        Fate::Fails(&["no disk matches", "No disk matches", "matches no disk"]),
-        Fate::Fails(&["2 disks match", "disks match", "more than one"]),
+        Fate::Fails(&["no disk matches"]),
+        Fate::Fails(&["2 disks match"]),
         Fate::Fails(&["this node is not liked"]),
         Fate::Installed,
     ];
@@ -99,8 +99,7 @@ fn disks_and_hook(lab: &Lab) -> Result<()> {
             .collect()
     });
     results.into_iter().collect::<Result<()>>()?;
-    // The installed one is not started again: nobody asks for its local boot.
-    server.wait_for(&["UNHARMED", "unharmed"], Duration::from_secs(10))?;
+    server.wait_for(&["1 done, 3 failed"], Duration::from_secs(30))?;
     let text = server.text();
     for name in ["too-small", "two-disks", "bad-hook"] {
         if !text.lines().any(|line| line.contains(name) && line.to_ascii_lowercase().contains("failed")) {
@@ -116,13 +115,20 @@ fn disks_and_hook(lab: &Lab) -> Result<()> {
 /// The source command writes a part of a tar stream, then fails.
 fn source_dies(lab: &Lab) -> Result<()> {
     let command = format!("tar -C {}/usr -c lib | head -c 60000000; exit 7", lab.tree.display());
-    single(lab, "source-command-dies", &small_layout("fill"), &command, &["source", "aborted"], |server| {
-        server.wait_for(
-            &["exit status 7", "exit code 7", "ended with 7", "status: 7"],
-            Duration::from_secs(30),
-        )?;
-        Ok(())
-    })
+    single(
+        lab,
+        "source-command-dies",
+        &small_layout("fill"),
+        &command,
+        &["the server gave up: the source command"],
+        |server| {
+            server.wait_for(
+                &["exit status 7", "exit code 7", "ended with 7", "status: 7"],
+                Duration::from_secs(30),
+            )?;
+            Ok(())
+        },
+    )
 }
 
 /// What arrives does not fit.
@@ -131,14 +137,7 @@ fn target_full(lab: &Lab) -> Result<()> {
     let dir = lab.dir.join("target-disk-full/tmp");
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let command = command.replace("$TMPDIR", &dir.display().to_string());
-    single(
-        lab,
-        "target-disk-full",
-        &small_layout("100M"),
-        &command,
-        &["No space left", "no space left"],
-        |_| Ok(()),
-    )
+    single(lab, "target-disk-full", &small_layout("100M"), &command, &["No space left on device"], |_| Ok(()))
 }
 
 /// One node, a source command, and what the node must say.
@@ -171,11 +170,11 @@ fn server_killed(lab: &Lab) -> Result<()> {
     let spec = &fleet.specs[0];
     let mut vm = Vm::start(spec, &fleet.net)?;
     // Some of the tree is on its disk when the power goes.
-    server.wait_for(&[" 10%", " 11%", " 12%", " 13%", " 14%", " 15%", " 2", "MiB of"], LIMIT)?;
+    server.wait_for(&[": 1 receive"], LIMIT)?;
     std::thread::sleep(Duration::from_secs(8));
     server.kill();
     vm.wait_off(LIMIT).context("waiting for the node to give up")?;
-    said(&vm.text(), &["server", "connection"])?;
+    said(&vm.text(), &["the server closed the control connection"])?;
     unbootable(spec)
 }
 
