@@ -62,7 +62,7 @@ struct Deploy {
     /// where ka-server deploys
     #[argh(option, arg_name = "HOST:PORT")]
     server: String,
-    /// the disk, as /dev/NAME; it must match the layout's rule too
+    /// the disk, as /dev/NAME; it takes the place of the layout's rule
     #[argh(option, arg_name = "DEV")]
     disk: String,
     /// yes, everything on the disk may go
@@ -204,7 +204,8 @@ fn disks(args: &Disks) -> Result<Exit> {
     let layout = match &args.layout {
         None => None,
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             Some(ka_layout::parse::parse(&text).with_context(|| path.display().to_string())?)
         }
     };
@@ -278,8 +279,7 @@ fn work_steps(options: &crate::cmdline::Options) -> Result<(), (&'static str, an
         hostname: network.hostname.clone(),
         facts,
     };
-    let orders =
-        Orders { server, dry_run: options.dry_run, break_at: options.break_at, disk: None };
+    let orders = Orders { server, dry_run: options.dry_run, break_at: options.break_at, disk: None };
     // The lease is renewed by a thread of `network`; it must live until the end.
     let result = install::install(&orders, &machine).map_err(|f| (f.step, f.error));
     drop(network);

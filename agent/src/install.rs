@@ -48,7 +48,7 @@ pub struct Orders {
     pub dry_run: bool,
     /// A shell before this step.
     pub break_at: Option<&'static str>,
-    /// Install onto this disk only, whatever the layout's rule says; it must still match.
+    /// This disk, in place of the layout's rule.
     pub disk: Option<String>,
 }
 
@@ -159,12 +159,11 @@ fn run(
 ) -> Result<()> {
     let order = InstallOrder::from_bytes(&session.order).context("reading the server's order")?;
     steps.begin("disk");
-    let layout = ka_layout::parse::parse(&order.layout).context("reading the layout")?;
+    let mut layout = ka_layout::parse::parse(&order.layout).context("reading the layout")?;
     let disks = disk::discover().context("looking at the disks")?;
-    let disks = match &orders.disk {
-        None => disks,
-        Some(wanted) => only(disks, wanted)?,
-    };
+    if let Some(wanted) = &orders.disk {
+        disk::name_disk(&mut layout, Path::new(wanted)).context("naming the disk")?;
+    }
     let plan = disk::plan(&layout, &disks, &order.golden, machine.firmware).context("planning the disks")?;
     for line in plan.to_string().lines() {
         log::info!("{line}");
@@ -190,15 +189,6 @@ fn run(
         }
         Err(also) => Err(error.context(format!("and the disk could not be made unbootable: {also:#}"))),
     }
-}
-
-fn only(disks: Vec<disk::Disk>, wanted: &str) -> Result<Vec<disk::Disk>> {
-    let all: Vec<String> = disks.iter().map(|d| d.device.display().to_string()).collect();
-    let found: Vec<_> = disks.into_iter().filter(|d| d.device.as_os_str() == wanted).collect();
-    if found.is_empty() {
-        bail!("there is no disk {wanted}; there are: {}", all.join(" "));
-    }
-    Ok(found)
 }
 
 /// From mounted, empty file systems to a clone that boots.

@@ -9,8 +9,6 @@ fn main() -> ExitCode {
         Role::Init => init::supervise(init::Hooks { clear_disks: |list| disk::clear_listed(list).map(drop) }),
         Role::Worker => commands::work().into(),
         Role::Modprobe => init::modprobe(),
-        Role::Command => {
-            commands::run(&ka_cli::args::parse("ka-agent", env!("CARGO_PKG_VERSION"))).into()
-        }
+        Role::Command => commands::run(&ka_cli::args::parse("ka-agent", env!("CARGO_PKG_VERSION"))).into(),
     }
 }

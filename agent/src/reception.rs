@@ -218,7 +218,9 @@ fn pipe_to(reader: &mut impl Read, command: &str, observer: &mut impl Observer) 
     if !status.success() && (copied.is_ok() || status.code().is_some()) {
         match (status.code(), status.signal()) {
             (Some(code), _) => bail!("the sink command `{command}` ended with exit status {code}"),
-            (None, signal) => bail!("the sink command `{command}` ended by signal {}", signal.unwrap_or_default()),
+            (None, signal) => {
+                bail!("the sink command `{command}` ended by signal {}", signal.unwrap_or_default())
+            }
         }
     }
     copied

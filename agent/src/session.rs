@@ -234,7 +234,9 @@ fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
 /// # Errors
 /// When the kernel gives no port.
 pub fn data_listener() -> Result<TcpListener> {
-    TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).context("opening a port for the chain")
+    TcpListener::bind("[::]:0")
+        .or_else(|_| TcpListener::bind("0.0.0.0:0"))
+        .context("opening a port for the chain")
 }
 
 /// This machine's addresses that others could reach: no loopback, no link-local ones.

@@ -111,7 +111,7 @@ pub fn welcome(stream: &mut TcpStream) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`] when the child's connection failed, [`Error::Stopped`] when the window was stopped.
 pub fn send_chunks(stream: &mut TcpStream, mut cursor: Cursor, sent: &AtomicU64) -> Result<(), Error> {
-    while let Some(chunk) = cursor.next()? {
+    while let Some(chunk) = cursor.next_chunk()? {
         let header = chunk.header.to_bytes();
         let mut slices = [IoSlice::new(&header), IoSlice::new(&chunk.bytes)];
         write_all_vectored(stream, &mut slices).map_err(Error::io("sending to the child"))?;

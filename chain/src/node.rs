@@ -276,7 +276,7 @@ fn accept_loop(listener: &TcpListener, children: &Arc<Children>) {
                 Err(e) => children.stray(from, &e.to_string()),
             },
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             Err(e) => {
                 log::warn!("accepting a child: {e}");

@@ -202,7 +202,7 @@ fn stream(wave: &Wave) -> Vec<Vec<u8>> {
     feeder.write_all(&noise(3 * CHUNK)).unwrap();
     feeder.finish().unwrap();
     let mut chunks = Vec::new();
-    while let Some(chunk) = cursor.next().unwrap() {
+    while let Some(chunk) = cursor.next_chunk().unwrap() {
         chunks.push([&chunk.header.to_bytes()[..], &chunk.bytes[..]].concat());
     }
     chunks

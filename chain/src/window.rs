@@ -133,6 +133,9 @@ impl Window {
     }
 }
 
+/// A chunk, and its opened copy if one was kept.
+pub type Taken = (Arc<Sealed>, Option<Buffer>);
+
 /// One reader of a window. Dropping it lets the window forget it.
 #[derive(Debug)]
 pub struct Cursor {
@@ -147,19 +150,19 @@ impl Cursor {
     ///
     /// # Errors
     /// [`Error::Stopped`] when the window was stopped.
-    pub fn next(&mut self) -> Result<Option<Arc<Sealed>>, Error> {
+    pub fn next_chunk(&mut self) -> Result<Option<Arc<Sealed>>, Error> {
         Ok(self.advance(false)?.map(|(sealed, _)| sealed))
     }
 
-    /// [`Cursor::next`] for the consumer: with the opened copy, if there is one.
+    /// [`Cursor::next_chunk`] for the consumer: with the opened copy, if there is one.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the window was stopped.
-    pub fn next_opened(&mut self) -> Result<Option<(Arc<Sealed>, Option<Buffer>)>, Error> {
+    pub fn next_opened(&mut self) -> Result<Option<Taken>, Error> {
         self.advance(true)
     }
 
-    fn advance(&mut self, take: bool) -> Result<Option<(Arc<Sealed>, Option<Buffer>)>, Error> {
+    fn advance(&mut self, take: bool) -> Result<Option<Taken>, Error> {
         let mut state = self.window.lock();
         loop {
             // A stop counts even when chunks are left: whoever stops wants nobody to go on.
@@ -224,17 +227,17 @@ mod tests {
         let (mut fast, mut slow) = (window.cursor(), window.cursor());
         window.push(chunk(0), None).unwrap();
         window.push(chunk(1), None).unwrap();
-        fast.next().unwrap();
-        fast.next().unwrap();
+        fast.next_chunk().unwrap();
+        fast.next_chunk().unwrap();
         let pushing = std::thread::spawn({
             let window = Arc::clone(&window);
             move || window.push(chunk(2), None)
         });
         std::thread::sleep(Duration::from_millis(50));
         assert!(!pushing.is_finished());
-        assert_eq!(slow.next().unwrap().unwrap().header.number, 0);
+        assert_eq!(slow.next_chunk().unwrap().unwrap().header.number, 0);
         pushing.join().unwrap().unwrap();
-        assert_eq!(fast.next().unwrap().unwrap().header.number, 2);
+        assert_eq!(fast.next_chunk().unwrap().unwrap().header.number, 2);
     }
 
     #[test]
@@ -254,7 +257,7 @@ mod tests {
         for stop in [true, false] {
             let window = Window::new(1);
             let mut cursor = window.cursor();
-            let waiting = std::thread::spawn(move || cursor.next());
+            let waiting = std::thread::spawn(move || cursor.next_chunk());
             std::thread::sleep(Duration::from_millis(20));
             if stop {
                 window.stop("enough")

@@ -46,7 +46,8 @@ struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let text = Arc::new(Mutex::new(String::new()));
         let (sender, lines) = channel();
         let stderr = child.stderr.take().unwrap();
@@ -254,9 +255,15 @@ fn a_tree_of_five_delivers_too_and_strays_disturb_nobody() {
     let golden = tempfile::tempdir_in("/var/tmp").unwrap();
     noise(&golden.path().join("tree"), 20);
     let tree = golden.path().join("tree");
-    let mut d = Deployment::start(5, &["--root", tree.to_str().unwrap(), "--arity", "2", "--compress", "off"]);
+    let mut d =
+        Deployment::start(5, &["--root", tree.to_str().unwrap(), "--arity", "2", "--compress", "off"]);
     let mut strays = Vec::new();
-    for garbage in [&b""[..], b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"KADATA01garbagegarbage!!", b"KACTRL01\xff\xff\xff\xff"] {
+    for garbage in [
+        &b""[..],
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"KADATA01garbagegarbage!!",
+        b"KACTRL01\xff\xff\xff\xff",
+    ] {
         let mut stray = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
         stray.write_all(garbage).unwrap();
         strays.push(stray);
@@ -354,7 +361,10 @@ fn a_server_that_dies_in_the_middle_is_a_failure_at_every_node() {
     for agent in &mut d.agents {
         assert_eq!(agent.exit(), 1, "{}", agent.text());
         let text = agent.text();
-        assert!(text.contains("the server closed the control connection") || text.contains("broke off"), "{text}");
+        assert!(
+            text.contains("the server closed the control connection") || text.contains("broke off"),
+            "{text}"
+        );
     }
 }
 
@@ -438,7 +448,11 @@ fn entries_that_try_to_leave_the_target_are_refused_and_write_nothing_outside() 
         let (server, agents) = d.exits();
         assert_eq!((server, &agents[..]), (1, &[1][..]), "{what}: {}", d.everything());
         assert!(d.agents[0].text().contains("unpacking into"), "{what}: {}", d.everything());
-        assert!(d.server.text().contains("FAILED in step receive: unpacking into"), "{what}: {}", d.everything());
+        assert!(
+            d.server.text().contains("FAILED in step receive: unpacking into"),
+            "{what}: {}",
+            d.everything()
+        );
         let left: Vec<_> = std::fs::read_dir(&outside).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["secret"], "{what}");
         assert_eq!(std::fs::read_to_string(outside.join("secret")).unwrap(), "untouched", "{what}");

@@ -175,10 +175,15 @@ impl DeployArgs {
             bail!("--nodes and --min-nodes must be at least 1");
         }
         if self.layout.is_none() && self.root != std::path::Path::new("/") {
-            bail!("--root {} is not this running machine: its layout must be given by --layout", self.root.display());
+            bail!(
+                "--root {} is not this running machine: its layout must be given by --layout",
+                self.root.display()
+            );
         }
         if self.nodes.is_none() && self.wait.is_none() && !self.dry_run {
-            bail!("say when to start: --nodes N (when N are ready) or --wait TIME (after the first is ready)");
+            bail!(
+                "say when to start: --nodes N (when N are ready) or --wait TIME (after the first is ready)"
+            );
         }
         if self.nodes.is_some_and(|n| n < self.min_nodes) {
             bail!("--min-nodes {} is more than --nodes", self.min_nodes);
@@ -228,7 +233,8 @@ impl DeployArgs {
 
     /// `ADDR`, `ADDR:PORT`, `:PORT` or nothing. Without an address all are listened on, by IPv6 and IPv4.
     fn listen_addresses(&self) -> Result<Vec<SocketAddr>> {
-        let everywhere = |port: u16| vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))];
+        let everywhere =
+            |port: u16| vec![SocketAddr::from(([0u16; 8], port)), SocketAddr::from(([0u8; 4], port))];
         let Some(text) = self.listen.as_deref() else { return Ok(everywhere(PORT)) };
         if let Some(port) = text.strip_prefix(':').or_else(|| text.strip_prefix("[::]:")) {
             return Ok(everywhere(port.parse().with_context(|| format!("--listen {text}: not a port"))?));

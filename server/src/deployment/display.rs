@@ -117,7 +117,10 @@ impl Display {
             return;
         }
         let mut out = String::new();
-        out.push_str(&format!("\n{:<20} {:<18} {:<8} {:>9}  {}\n", "NODE", "ADDRESS", "RESULT", "TIME", "REMARK"));
+        out.push_str(&format!(
+            "\n{:<20} {:<18} {:<8} {:>9}  {}\n",
+            "NODE", "ADDRESS", "RESULT", "TIME", "REMARK"
+        ));
         for node in deployment.nodes.values() {
             let (result, remark) = match &node.status {
                 Status::Done => ("done", String::new()),
@@ -125,7 +128,11 @@ impl Display {
                 _ => ("?", node.step.clone()),
             };
             let time = show_time(node.until.unwrap_or(now).saturating_duration_since(node.since));
-            out.push_str(&format!("{:<20} {:<18} {result:<8} {time:>9}  {remark}\n", node.name, node.address.to_canonical()));
+            out.push_str(&format!(
+                "{:<20} {:<18} {result:<8} {time:>9}  {remark}\n",
+                node.name,
+                node.address.to_canonical()
+            ));
         }
         let (done, failed) = deployment.counts();
         out.push_str(&format!("{done} done, {failed} failed"));
@@ -166,7 +173,10 @@ fn one_line(deployment: &Deployment, plain: u64, total: u64, rate: u64) -> Strin
     }
     let steps: Vec<String> = steps.iter().map(|(step, n)| format!("{n} {step}")).collect();
     if deployment.started.is_none() {
-        return format!("waiting for nodes: {}", if steps.is_empty() { "none yet".to_owned() } else { steps.join(", ") });
+        return format!(
+            "waiting for nodes: {}",
+            if steps.is_empty() { "none yet".to_owned() } else { steps.join(", ") }
+        );
     }
     let sent = format!("sent {} ({}%)", show_size(plain), percent(plain, total));
     format!("{sent}, slowest node {}/s: {}", show_size(rate), steps.join(", "))
@@ -178,7 +188,9 @@ fn row_text(node: &Node, total: u64) -> String {
     let filled = usize::try_from(percent(consumed, total)).unwrap_or(0) * width / 100;
     let state = match &node.status {
         Status::Done => "done".to_owned(),
-        Status::Failed { step, error } => format!("FAILED in {step}: {}", error.lines().next().unwrap_or_default()),
+        Status::Failed { step, error } => {
+            format!("FAILED in {step}: {}", error.lines().next().unwrap_or_default())
+        }
         _ => node.step.clone(),
     };
     format!("  {:<20} [{:<width$}] {:>10}  {state}", node.name, "#".repeat(filled), show_size(consumed))

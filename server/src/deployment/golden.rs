@@ -38,7 +38,8 @@ impl Plan {
     /// # Errors
     /// Names what is wrong with the options, the layout or the tree.
     pub fn make(args: &DeployArgs) -> Result<Self> {
-        let root = args.root.canonicalize().with_context(|| format!("opening --root {}", args.root.display()))?;
+        let root =
+            args.root.canonicalize().with_context(|| format!("opening --root {}", args.root.display()))?;
         let live = root == Path::new("/");
         let mut warnings = Vec::new();
         let mut filesystems = Vec::new();
@@ -49,7 +50,10 @@ impl Plan {
                 (Some(text), live)
             }
             None if live => (None, true),
-            None => bail!("--root {} is not this running machine: its layout must be given by --layout", root.display()),
+            None => bail!(
+                "--root {} is not this running machine: its layout must be given by --layout",
+                root.display()
+            ),
         };
         let mut text = layout_text.unwrap_or_default();
         if captured {
@@ -63,8 +67,12 @@ impl Plan {
                 }
                 // With a layout file the capture only adds facts (old names of devices); without them names are
                 // resolved less well, which autoconfig says where it matters.
-                Err(e) if args.layout.is_some() => warnings.push(format!("the running layout is not known: {e:#}")),
-                Err(e) => return Err(e).context("capturing the layout of this machine (or give one by --layout)"),
+                Err(e) if args.layout.is_some() => {
+                    warnings.push(format!("the running layout is not known: {e:#}"))
+                }
+                Err(e) => {
+                    return Err(e).context("capturing the layout of this machine (or give one by --layout)");
+                }
             }
         }
         let layout = ka_layout::parse::parse(&text).with_context(|| match &args.layout {
@@ -140,7 +148,12 @@ fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<Pac
         }
     }
     excludes.extend(args.exclude.iter().cloned());
-    Ok(PackOptions { root: root.to_path_buf(), mounts: Some(sent), excludes, skip_unreadable: args.skip_unreadable })
+    Ok(PackOptions {
+        root: root.to_path_buf(),
+        mounts: Some(sent),
+        excludes,
+        skip_unreadable: args.skip_unreadable,
+    })
 }
 
 /// What the tree needs on each file system that is sent. A directory of the golden tree that the layout gives a file
@@ -185,7 +198,11 @@ fn hooks(args: &DeployArgs) -> Result<Vec<Hook>> {
         let name = entry.file_name().to_string_lossy().into_owned();
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         let metadata = std::fs::metadata(entry.path()).with_context(reading)?;
-        if !plain || name.starts_with('.') || !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+        if !plain
+            || name.starts_with('.')
+            || !metadata.is_file()
+            || metadata.permissions().mode() & 0o111 == 0
+        {
             log::info!("{} is no hook: not an executable file with a plain name", entry.path().display());
             continue;
         }

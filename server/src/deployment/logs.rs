@@ -25,7 +25,8 @@ impl Logs {
     /// When it cannot be made.
     pub fn new(base: &Path, deployment: &str) -> Result<Self> {
         let folder = base.join(deployment);
-        std::fs::create_dir_all(&folder).with_context(|| format!("making the log folder {}", folder.display()))?;
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("making the log folder {}", folder.display()))?;
         Ok(Self { folder, open: BTreeMap::new(), failed: false })
     }
 

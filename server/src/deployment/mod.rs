@@ -81,7 +81,13 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         "deployment {name}: listening on TCP port {port} (open it in the firewall), logs in {}",
         logs.folder().display()
     ));
-    let pxe = Pxe::start(args, nodes, port)?;
+    let pxe = match Pxe::start(args, nodes, port) {
+        Err(e) if e.is::<crate::boot::OtherDhcpServer>() => {
+            eprintln!("ka-server: {e:#}");
+            return Ok(Exit::Refused);
+        }
+        other => other?,
+    };
     let linger = settings.linger;
     let deadline = settings.deadline.map(|d| Instant::now() + d);
     let mut run = Run {
@@ -220,7 +226,9 @@ impl Run<'_> {
                         ToServer::Failed { step, error } => {
                             self.logs.line(name, &format!("FAILED in step {step}: {error}"));
                         }
-                        ToServer::Fact { name: fact, value } => self.logs.line(name, &format!("{fact}: {value}")),
+                        ToServer::Fact { name: fact, value } => {
+                            self.logs.line(name, &format!("{fact}: {value}"))
+                        }
                         _ => {}
                     }
                 }
@@ -274,8 +282,11 @@ impl Run<'_> {
             Action::Say(text) => display.say(&text),
             Action::Feed(wave, links) => self.start_feeding(&wave, &links),
             Action::Final(name) => {
-                let installed =
-                    self.deployment.nodes.get(&name).is_some_and(|n| n.status == Status::Done && installs(&n.registration));
+                let installed = self
+                    .deployment
+                    .nodes
+                    .get(&name)
+                    .is_some_and(|n| n.status == Status::Done && installs(&n.registration));
                 self.pxe.finished(&name, installed);
             }
         }
@@ -377,7 +388,8 @@ fn deployment_name(id: &[u8; 16]) -> String {
     let day = doy - (153 * mp + 2) / 5 + 1;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
-    let mut name = format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}-", rest / 3600, rest / 60 % 60, rest % 60);
+    let mut name =
+        format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}-", rest / 3600, rest / 60 % 60, rest % 60);
     for byte in &id[..3] {
         // Writing to a String cannot fail.
         let _ = write!(name, "{byte:02x}");

@@ -58,14 +58,26 @@ impl Pxe {
                 Some((service, events))
             }
         };
-        Ok(Self { states, listed_only, service, macs: BTreeMap::new(), owed: BTreeSet::new(), guests: BTreeMap::new() })
+        Ok(Self {
+            states,
+            listed_only,
+            service,
+            macs: BTreeMap::new(),
+            owed: BTreeSet::new(),
+            guests: BTreeMap::new(),
+        })
     }
 
     /// What a node is called: by its MAC address, or, for those that only receive, the name that they ask for.
     ///
     /// # Errors
     /// When the node is not let in.
-    pub(super) fn identity(&mut self, mac: Option<Mac>, node: &Registration, address: IpAddr) -> Result<Identity> {
+    pub(super) fn identity(
+        &mut self,
+        mac: Option<Mac>,
+        node: &Registration,
+        address: IpAddr,
+    ) -> Result<Identity> {
         if let Some(mac) = mac {
             if self.listed_only && !self.states.is_listed(mac) {
                 bail!("{mac} is not in the nodes file");
@@ -78,7 +90,8 @@ impl Pxe {
         if node.purpose == Purpose::Install {
             bail!("it does not say which MAC address it has");
         }
-        let wanted = node.hostname.clone().filter(|n| is_host_name(n)).unwrap_or_else(|| "receiver".to_owned());
+        let wanted =
+            node.hostname.clone().filter(|n| is_host_name(n)).unwrap_or_else(|| "receiver".to_owned());
         // Several receivers on one machine have the same name.
         let mut name = wanted.clone();
         let mut number = 2;
@@ -126,7 +139,10 @@ impl Pxe {
             command::tell(&event);
             match event {
                 BootEvent::Script { mac, name, kind, platform } => {
-                    lines.push(format!("{} ({mac}, {platform:?}) asked for its script: {kind:?}", name.as_deref().unwrap_or("?")));
+                    lines.push(format!(
+                        "{} ({mac}, {platform:?}) asked for its script: {kind:?}",
+                        name.as_deref().unwrap_or("?")
+                    ));
                 }
                 BootEvent::LocalBoot { mac, name, .. } => {
                     self.owed.remove(&mac);
@@ -157,7 +173,10 @@ impl Pxe {
         // The last one still loads what it needs to boot its disk.
         std::thread::sleep(Duration::from_secs(3));
         if !self.owed.is_empty() {
-            say(&format!("{} installed nodes did not ask for their disk; the PXE service stops", self.owed.len()));
+            say(&format!(
+                "{} installed nodes did not ask for their disk; the PXE service stops",
+                self.owed.len()
+            ));
         }
     }
 }

@@ -148,7 +148,9 @@ impl Deployment {
                 return vec![
                     Action::Send(connection, ToNode::Refused(why)),
                     Action::Close(connection),
-                    Action::Say(format!("ALARM: a second node claims to be {name}, from {address}; it was refused")),
+                    Action::Say(format!(
+                        "ALARM: a second node claims to be {name}, from {address}; it was refused"
+                    )),
                 ];
             }
             // It was power-cycled, or failed and came again.
@@ -391,7 +393,12 @@ impl Deployment {
 
     /// Every living node of the wave holds the end, or failed; and the source knows what the end is.
     fn may_release(&self) -> bool {
-        self.fed.is_some() && self.nodes.values().filter(|n| n.in_wave && n.connected).all(|n| n.ended.is_some() || n.is_final())
+        self.fed.is_some()
+            && self
+                .nodes
+                .values()
+                .filter(|n| n.in_wave && n.connected)
+                .all(|n| n.ended.is_some() || n.is_final())
     }
 
     /// Whether the deployment is over.
@@ -433,7 +440,12 @@ fn addresses_for(child: &Node, parent: &Node) -> Vec<SocketAddr> {
         addresses.push(seen);
     }
     addresses.extend(
-        parent.registration.addresses.iter().map(IpAddr::to_canonical).filter(|a| !a.is_loopback() && !a.is_unspecified()),
+        parent
+            .registration
+            .addresses
+            .iter()
+            .map(IpAddr::to_canonical)
+            .filter(|a| !a.is_loopback() && !a.is_unspecified()),
     );
     if addresses.is_empty() {
         addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));

@@ -199,7 +199,8 @@ fn a_node_that_fails_before_the_start_is_not_waited_for() {
 fn second_claims_and_late_nodes_are_refused() {
     let mut lab = Lab::new(settings(2));
     lab.register(1, "10.0.0.1");
-    let twice = lab.d.register(9, "n1".into(), "10.0.0.66".parse().unwrap(), registration(1), vec![], lab.now);
+    let twice =
+        lab.d.register(9, "n1".into(), "10.0.0.66".parse().unwrap(), registration(1), vec![], lab.now);
     assert!(matches!(&twice[0], Action::Send(9, ToNode::Refused(_))));
     assert!(twice.iter().any(|a| matches!(a, Action::Say(s) if s.starts_with("ALARM"))));
     let mut lab = Lab::started(1);
