@@ -155,7 +155,7 @@ fn run(
     machine: &Machine,
     session: &Session,
     listener: std::net::TcpListener,
-    relay: &mut Option<ka_chain::node::Node>,
+    relay: &mut Option<Box<ka_chain::node::Node>>,
 ) -> Result<()> {
     let order = InstallOrder::from_bytes(&session.order).context("reading the server's order")?;
     steps.begin("disk");
@@ -197,7 +197,7 @@ fn fill(
     machine: &Machine,
     session: &Session,
     listener: std::net::TcpListener,
-    relay: &mut Option<ka_chain::node::Node>,
+    relay: &mut Option<Box<ka_chain::node::Node>>,
     order: &InstallOrder,
     mut formatted: Formatted,
 ) -> Result<()> {
@@ -215,7 +215,7 @@ fn fill(
             return Err(error);
         }
     };
-    *relay = Some(reception.node);
+    *relay = Some(Box::new(reception.node));
     if let Some(summary) = &reception.unpacked {
         let seconds = start.elapsed().as_secs_f64();
         log::info!("unpacked {} files in {seconds:.1} s: {summary:?}", summary.files);

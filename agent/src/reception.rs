@@ -60,7 +60,7 @@ pub struct Broken {
     /// Why.
     pub error: anyhow::Error,
     /// The relay, if the node ever took its place.
-    pub node: Option<Node>,
+    pub node: Option<Box<Node>>,
 }
 
 impl From<anyhow::Error> for Broken {
@@ -124,7 +124,7 @@ pub fn receive(
             session.ended(record);
             Ok(Reception { record, unpacked, node })
         }
-        Err(error) => Err(Broken { error, node: Some(node) }),
+        Err(error) => Err(Broken { error, node: Some(Box::new(node)) }),
     }
 }
 

@@ -5,6 +5,9 @@
 //! [`link`] moves chunks over one TCP connection, [`window`] holds them between links, [`seal`] protects them, and
 //! [`chunk`] is their form on the wire.
 
+// Test data is made by cutting numbers down to bytes.
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))]
+
 pub mod buffer;
 pub mod chunk;
 pub mod control;

@@ -260,9 +260,9 @@ mod tests {
             let waiting = std::thread::spawn(move || cursor.next_chunk());
             std::thread::sleep(Duration::from_millis(20));
             if stop {
-                window.stop("enough")
+                window.stop("enough");
             } else {
-                window.end()
+                window.end();
             }
             match waiting.join().unwrap() {
                 Ok(None) => assert!(!stop),

@@ -1,6 +1,8 @@
 //! Deployments with the real programs on this machine: `ka-server deploy` and several `ka-agent receive`, over loopback.
 //! What comes out is compared by rsync, find and getfattr, not by our own code.
 
+#![allow(clippy::unwrap_used)] // a test ends at the first surprise
+
 use ka_archive::testing::{SOCKET, compare_with_rsync, difference, hard_cases, listing};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -158,7 +158,7 @@ fn emit(value: &serde_json::Value) {
 }
 
 fn percent(done: u64, total: u64) -> u64 {
-    if total == 0 { 0 } else { (done.saturating_mul(100) / total).min(100) }
+    done.saturating_mul(100).checked_div(total).unwrap_or(0).min(100)
 }
 
 fn one_line(deployment: &Deployment, plain: u64, total: u64, rate: u64) -> String {

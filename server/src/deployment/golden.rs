@@ -68,7 +68,7 @@ impl Plan {
                 // With a layout file the capture only adds facts (old names of devices); without them names are
                 // resolved less well, which autoconfig says where it matters.
                 Err(e) if args.layout.is_some() => {
-                    warnings.push(format!("the running layout is not known: {e:#}"))
+                    warnings.push(format!("the running layout is not known: {e:#}"));
                 }
                 Err(e) => {
                     return Err(e).context("capturing the layout of this machine (or give one by --layout)");

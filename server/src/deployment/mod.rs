@@ -227,7 +227,7 @@ impl Run<'_> {
                             self.logs.line(name, &format!("FAILED in step {step}: {error}"));
                         }
                         ToServer::Fact { name: fact, value } => {
-                            self.logs.line(name, &format!("{fact}: {value}"))
+                            self.logs.line(name, &format!("{fact}: {value}"));
                         }
                         _ => {}
                     }
