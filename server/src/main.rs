@@ -15,6 +15,7 @@ struct Args {
 
 #[derive(FromArgs)]
 #[argh(subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one, made once
 enum Command {
     Deploy(deployment::command::DeployArgs),
     Boot(boot::command::BootCommand),
