@@ -51,6 +51,10 @@ struct Test {
     /// second-generation, wrong-inputs
     #[argh(option, arg_name = "TEST")]
     only: Vec<String>,
+    /// with --only second-generation: the disk of an earlier run's clone-sata,
+    /// instead of making it again
+    #[argh(option, arg_name = "DISK")]
+    first: Option<PathBuf>,
 }
 
 /// Parts of the lab by themselves, for trying things by hand.
@@ -115,8 +119,8 @@ fn run_command(command: Command) -> Result<Exit> {
             demo::run(&run_dir("demo")?)?;
             Ok(Exit::Done)
         }
-        Command::Test(Test { quick, only }) => {
-            let passed = test::run(&test::Options { quick, only }, &run_dir("test")?)?;
+        Command::Test(Test { quick, only, first }) => {
+            let passed = test::run(&test::Options { quick, only, first }, &run_dir("test")?)?;
             Ok(if passed { Exit::Done } else { Exit::Failed })
         }
         Command::Lab(Lab { command: LabCommand::Login(_) }) => {

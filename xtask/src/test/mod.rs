@@ -68,6 +68,8 @@ pub struct Options {
     pub quick: bool,
     /// Only these of [`MACHINE_TESTS`], without anything else.
     pub only: Vec<String>,
+    /// The disk of an earlier run's first generation, to try the second alone.
+    pub first: Option<PathBuf>,
 }
 
 /// Runs the tests in `dir`; whether all passed.
@@ -134,6 +136,9 @@ fn machines(options: &Options, dir: &Path, tally: &mut Tally) -> Result<()> {
     if wanted("wrong-inputs") {
         programs::run(&lab, tally)?;
         wrong::run(&lab, tally)?;
+    }
+    if let Some(first) = &options.first {
+        return tally.test("second-generation", || second::run(&lab, first));
     }
     if wanted("three-boards") || wanted("second-generation") {
         let folder = dir.join("three-boards");

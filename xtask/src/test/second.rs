@@ -79,7 +79,7 @@ pub fn run(lab: &Lab, first: &Path) -> Result<()> {
     say!(GOLDEN, "built its own boot image in {:.0} s", start.elapsed().as_secs_f64());
     server.send(&format!(
         "echo '{CLONE_MAC} {CLONE}' > /var/lib/ka/nodes.txt; ka-server deploy --pxe {interface} --dhcp auto --nodes 1 \
-         --nodes-file /var/lib/ka/nodes.txt --linger 15m --append console=ttyS0; echo ka-'deployed':$?:\n"
+         --nodes-file /var/lib/ka/nodes.txt --linger 15m --append console=ttyS0 2>&1 | cat; echo ka-'deployed':${{PIPESTATUS[0]}}:\n"
     ))?;
     server.wait_for(&[crate::server::LISTENING], Duration::from_secs(180))?;
     say!(GOLDEN, "deploys its own live root");
