@@ -1,48 +1,33 @@
 //! Interrupts: SIGINT, SIGTERM and SIGHUP set a flag that every wait looks at, so that the guards that own virtual
-//! machines, namespaces and mounts are dropped in good order. A second signal ends the program at once.
+//! machines, namespaces and mounts are dropped in good order. A second SIGINT ends the program at once. (A handler, not a
+//! blocked mask: children would inherit that and could not be asked to end.)
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static FLAG: OnceLock<&'static AtomicBool> = OnceLock::new();
 
 /// The work was interrupted by a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
 
-/// Blocks the signals and starts the thread that waits for them. To be called before any other thread is started;
-/// `std::process::Command` gives children an empty mask again.
+/// From now on the signals set the flag.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn install() -> Result<()> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        set.add(signal);
-    }
-    set.thread_block().context("blocking the signals")?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        loop {
-            match set.wait() {
-                Ok(signal) if INTERRUPTED.swap(true, Ordering::SeqCst) => {
-                    eprintln!("{signal} again: ending at once, without cleaning up");
-                    std::process::exit(130);
-                }
-                Ok(signal) => eprintln!("{signal}: cleaning up"),
-                Err(e) => eprintln!("waiting for signals: {e}"),
-            }
-        }
-    })?;
+    let flag = ka_sys::signals::termination_flag().context("catching signals")?;
+    FLAG.get_or_init(|| flag);
     Ok(())
 }
 
 /// Whether a signal came.
 #[must_use]
 pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
+    FLAG.get().is_some_and(|flag| flag.load(Ordering::SeqCst))
 }
 
 /// An error once a signal came.

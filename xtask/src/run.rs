@@ -176,6 +176,17 @@ mod tests {
     }
 
     #[test]
+    fn a_child_can_be_asked_to_end() {
+        crate::interrupt::install().unwrap();
+        let mut group = Group::spawn(Command::new("sleep").arg("60").stdin(Stdio::null())).unwrap();
+        let start = Instant::now();
+        group.signal(nix::sys::signal::Signal::SIGINT);
+        let status = group.wait(Duration::from_secs(10)).unwrap().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2));
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
     fn a_hang_takes_its_children_along() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
