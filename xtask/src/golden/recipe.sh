@@ -71,7 +71,7 @@ UUID=$KA_SWAP_UUID  none       swap  sw                 0 0
 X
 mkdir "$tree/boot/efi"
 sed -i -e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=1/' -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=ttyS0"/' \
-  -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="loglevel=5 mitigations=off"/' "$tree/etc/default/grub"
+  -e 's/^GRUB_CMDLINE_LINUX_DEFAULT=.*/GRUB_CMDLINE_LINUX_DEFAULT="loglevel=5 mitigations=off tsc=reliable"/' "$tree/etc/default/grub"
 echo 'GRUB_TERMINAL="console serial"' >> "$tree/etc/default/grub"
 mkdir -p "$tree/etc/systemd/network"
 printf '[Match]\nName=en* eth*\n\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\n' > "$tree/etc/systemd/network/50-dhcp.network"
