@@ -195,8 +195,11 @@ pub fn keep(link: &Link, mut lease: Lease) {
     }
 }
 
-/// Asks once for more time: the server that granted the lease, or any.
-fn extend(link: &Link, lease: &Lease, anyone: bool) -> Result<Answer> {
+/// Asks once for more time: the server that granted the lease, or (`anyone`) whichever answers a broadcast. Waits 5 s.
+///
+/// # Errors
+/// When the port is taken, or nobody answers.
+pub fn extend(link: &Link, lease: &Lease, anyone: bool) -> Result<Answer> {
     let socket = udp_on(&link.name, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT))
         .with_context(|| format!("opening port {CLIENT}"))?;
     socket.set_read_timeout(Some(SLICE)).context("setting a time limit")?;
@@ -238,7 +241,7 @@ mod tests {
     fn waits_grow_and_differ() {
         assert!(wait(0, 0) == Duration::from_millis(500) && wait(0, 999) == Duration::from_millis(1499));
         assert!(wait(32, 500) == Duration::from_secs(12));
-        assert_ne!(wait(4, 500), wait(5, 500));
+        assert_ne!(wait(4, 501), wait(5, 501));
         assert_ne!(random(), random());
     }
 

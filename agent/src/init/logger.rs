@@ -238,7 +238,7 @@ impl Log for Logger {
         }
         let mut text = record.args().to_string();
         if text.len() > LINE_LIMIT {
-            text.truncate(text.floor_char_boundary(LINE_LIMIT));
+            text.truncate(cut(&text, LINE_LIMIT).len());
             text.push_str(" [cut]");
         }
         for part in text.lines().filter(|part| !part.trim().is_empty()) {
@@ -260,15 +260,23 @@ impl Log for Logger {
     }
 }
 
+/// The beginning of `text`, at most `limit` bytes, no character cut in two.
+fn cut(text: &str, limit: usize) -> &str {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 impl Logger {
     fn write(&self, line: &Line) {
         if let Some(mut kmsg) = self.kmsg.get() {
             // Always with priority 7 (debug), so that the kernel does not show on the consoles what we show there.
             let text = line.to_string();
             let text = text.split_once("] ").map_or(text.as_str(), |(_, rest)| rest);
-            let end = text.floor_char_boundary(KMSG_LIMIT);
             // The kernel's log is one of several places; where it fails there is nowhere to say so.
-            let _ = kmsg.write_all(format!("<15>ka: {}", &text[..end]).as_bytes());
+            let _ = kmsg.write_all(format!("<15>ka: {}", cut(text, KMSG_LIMIT)).as_bytes());
         }
         match self.console.get() {
             None => eprintln!("{line}"),
@@ -298,6 +306,11 @@ mod tests {
         assert_eq!(line("hello").to_string(), "[    1.234] boot: hello");
         let bad = Line { level: Level::Error, step: "", ..line("gone") };
         assert_eq!(bad.to_string(), "[    1.234] ERROR: gone");
+    }
+
+    #[test]
+    fn cutting_leaves_whole_characters() {
+        assert_eq!((cut("abc", 5), cut("abc", 2), cut("aé", 2), cut("é", 0)), ("abc", "ab", "a", ""));
     }
 
     #[test]

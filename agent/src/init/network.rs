@@ -63,7 +63,7 @@ pub fn set_up(options: &Options, mut rescan: impl FnMut()) -> Result<Network> {
         bail!("no interface could be set up{errors}");
     }
     let (link, lease) = match &options.ip {
-        Some(ip) => by_hand(ip, up)?,
+        Some(ip) => by_hand(ip, &up)?,
         None => by_dhcp(up)?,
     };
     configure(&netlink, &link, &lease)?;
@@ -148,14 +148,14 @@ fn give_up_or_take_all(links: Vec<Link>, named: Option<&LinkId>, bootif: Option<
 }
 
 /// The address given by hand, on the first interface that has a carrier.
-fn by_hand(ip: &StaticIp, links: Vec<Link>) -> Result<(Link, Lease)> {
+fn by_hand(ip: &StaticIp, links: &[Link]) -> Result<(Link, Lease)> {
     let end = Instant::now() + CARRIER_LIMIT;
     let link = loop {
         if let Some(link) = links.iter().find(|l| l.has_carrier()) {
             break link.clone();
         }
         if Instant::now() >= end {
-            bail!("no carrier on {} after {} s", names(&links), CARRIER_LIMIT.as_secs());
+            bail!("no carrier on {} after {} s", names(links), CARRIER_LIMIT.as_secs());
         }
         std::thread::sleep(Duration::from_millis(100));
     };

@@ -24,8 +24,11 @@ pub enum Damage {
 /// Never: a payload that is too long for one packet gives an empty one.
 #[must_use]
 pub fn build(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
-    let Ok(total) = u16::try_from(IP_HEADER + UDP_HEADER + payload.len()) else { return Vec::new() };
-    let udp_len = total - IP_HEADER as u16;
+    let (Ok(total), Ok(udp_len)) =
+        (u16::try_from(IP_HEADER + UDP_HEADER + payload.len()), u16::try_from(UDP_HEADER + payload.len()))
+    else {
+        return Vec::new();
+    };
     let mut packet = Vec::with_capacity(total.into());
     packet.extend([0x45, 0x10]); // version 4, 5 words of header; low delay
     packet.extend(total.to_be_bytes());

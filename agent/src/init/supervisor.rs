@@ -209,7 +209,7 @@ fn finish(end: &End, options: &Options, hooks: Hooks, queue: &Queue) -> Stop {
         }
         OnFailure::PowerOff => {
             log::info!("powering off in {} s (ka.on-failure=poweroff)", options.pause.as_secs());
-            idle(queue, options.pause);
+            idle(queue, options.pause, None);
             Stop::PowerOff
         }
         OnFailure::Wait => wait_for_person(queue),
@@ -234,26 +234,39 @@ fn clear(hooks: Hooks) {
     }
 }
 
-/// Reaps until `time` is over or ctrl-alt-del is pressed; true when it was.
-fn idle(queue: &Queue, time: Duration) -> bool {
+/// What ended a wait.
+#[derive(Debug, PartialEq, Eq)]
+enum Event {
+    TimeIsOver,
+    CtrlAltDel,
+    Ended(End),
+}
+
+/// Reaps until `time` is over, ctrl-alt-del is pressed, or `child` has ended. Whoever waits for a child must name it here:
+/// its end can be learned only once.
+fn idle(queue: &Queue, time: Duration, child: Option<Pid>) -> Event {
     let end = Instant::now() + time;
     loop {
+        // This process is not its own child, so it stands for none.
+        if let Some(how) = reap(child.unwrap_or_else(Pid::this)) {
+            return Event::Ended(how);
+        }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return false;
+            return Event::TimeIsOver;
         }
-        match queue.wait(left.min(Duration::from_secs(60))) {
-            Ok(Some(Signal::SIGINT)) => return true,
+        // Looking once a second even without a signal costs nothing, and a lost one does no harm.
+        match queue.wait(left.min(Duration::from_secs(1))) {
+            Ok(Some(Signal::SIGINT)) => return Event::CtrlAltDel,
             Ok(_) => {}
             Err(_) => std::thread::sleep(left.min(Duration::from_secs(1))),
         }
-        reap(Pid::this());
     }
 }
 
 fn wait_for_person(queue: &Queue) -> Stop {
     log::info!("this machine waits here: ctrl-alt-del reboots it");
-    while !idle(queue, Duration::from_secs(3600)) {}
+    while idle(queue, Duration::from_secs(3600), None) != Event::CtrlAltDel {}
     log::info!("ctrl-alt-del: rebooting");
     stop(Stop::Reboot, Duration::ZERO)
 }
@@ -265,18 +278,19 @@ fn shells(queue: &Queue) -> Result<Stop> {
         logger::flush(Duration::from_secs(2));
         let start = Instant::now();
         let shell = pid_of(&shell::command()?.spawn().context("starting the shell")?)?;
-        loop {
-            match reap(shell) {
-                Some(End::Success | End::Failed) if start.elapsed() >= TOO_SOON => return Ok(Stop::Reboot),
-                Some(End::Success | End::Failed) => {
-                    anyhow::bail!("it ended at once: nobody is at the console")
-                }
-                Some(_) => break log::warn!("the shell was killed; here is another"),
-                None => {}
+        let end = loop {
+            match idle(queue, Duration::from_secs(3600), Some(shell)) {
+                Event::CtrlAltDel => return Ok(Stop::Reboot),
+                Event::Ended(end) => break end,
+                Event::TimeIsOver => {}
             }
-            if idle(queue, Duration::from_millis(200)) {
-                return Ok(Stop::Reboot);
+        };
+        match end {
+            End::Success | End::Failed if start.elapsed() < TOO_SOON => {
+                anyhow::bail!("it ended at once: nobody is at the console")
             }
+            End::Success | End::Failed => return Ok(Stop::Reboot),
+            End::Died(_) | End::CtrlAltDel => log::warn!("the shell was killed; here is another"),
         }
     }
 }
@@ -360,5 +374,18 @@ mod tests {
                 assert_eq!(reap(child), None);
             }
         }
+        // Found in QEMU: the wait itself reaped the shell, and its `exit` was never noticed.
+        let queue = Queue::new(&[Signal::SIGCHLD, Signal::SIGINT]).unwrap();
+        for (script, expected) in [
+            ("sleep 0.3; exit 0", Event::Ended(End::Success)),
+            ("kill -KILL $$", Event::Ended(End::Died("it was killed by SIGKILL".into()))),
+            ("exec sleep 60", Event::TimeIsOver),
+        ] {
+            let child = pid_of(&spawn(script)).unwrap();
+            let time = Duration::from_secs(if expected == Event::TimeIsOver { 1 } else { 30 });
+            assert_eq!(idle(&queue, time, Some(child)), expected);
+        }
+        nix::sys::signal::raise(Signal::SIGINT).unwrap();
+        assert_eq!(idle(&queue, Duration::from_secs(30), None), Event::CtrlAltDel);
     }
 }
