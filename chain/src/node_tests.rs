@@ -159,6 +159,12 @@ fn a_server_that_goes_away_in_the_middle_is_a_failure_everywhere() {
     let consumers: Vec<_> = lab.nodes.iter_mut().map(consume).collect();
     lab.feeder.begin_part(&part()).unwrap();
     lab.feeder.write_all(&noise(5_000_000)).unwrap();
+    // Not before the stream has reached the last one: a parent that was never reached is another failure.
+    let end = Instant::now() + Duration::from_secs(60);
+    while lab.nodes[2].received().chunks.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < end, "the stream never came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     lab.head.window().stop("killed");
     lab.head.close();
     // The first node's window stops; nobody tells the second but the first's closed sockets.

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What comes in from the network.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct Hub {
     children: Mutex<Option<Arc<Children>>>,
     next: AtomicU64,
     handshakes: AtomicUsize,
+    /// Registered nodes whose connection is open.
+    open: AtomicUsize,
     stopped: AtomicBool,
     /// Connections that were neither control nor data.
     pub strays: AtomicU64,
@@ -57,6 +59,7 @@ impl Hub {
             children: Mutex::default(),
             next: AtomicU64::new(1),
             handshakes: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             strays: AtomicU64::new(0),
         });
@@ -170,11 +173,13 @@ impl Hub {
                     break;
                 }
             }
-            // The reader below then sees the end too. It may be closed already.
-            let _ = writer.shutdown(Shutdown::Both);
+            // Only this half: closing both would throw away what the node has not read yet. The node then closes its own.
+            // It may be closed already.
+            let _ = writer.shutdown(Shutdown::Write);
         });
         // The deployment's loop takes from this queue as long as it lives; when it is gone there is nobody to tell.
         let tell = |event| self.incoming.send(event).is_ok();
+        self.open.fetch_add(1, Ordering::SeqCst);
         let mut open = tell(Incoming::Registered(id, from.ip(), registration));
         let mut why = "the server stopped".to_owned();
         while open {
@@ -192,6 +197,7 @@ impl Hub {
         }
         self.close(id);
         tell(Incoming::Closed(id, why));
+        self.open.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn children(&self) -> Option<Arc<Children>> {
@@ -221,6 +227,15 @@ impl Hub {
     pub fn close(&self, id: ConnectionId) {
         // Dropping the sender ends the writing thread, which closes the socket.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Says goodbye: what is queued goes out, and every node that closes its side in time has read it.
+    pub fn drain(&self, limit: Duration) {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let end = Instant::now() + limit;
+        while self.open.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Stops listening and closes everything.

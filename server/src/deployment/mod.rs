@@ -41,7 +41,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Events from the network that may wait.
 const QUEUE: usize = 4096;
 /// How long closing connections may take at the end, so that last messages arrive.
-const GOODBYE: Duration = Duration::from_secs(2);
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Runs a deployment.
 ///
@@ -327,8 +327,9 @@ impl Run<'_> {
             if let Some((_, window)) = &self.feeding {
                 window.stop(why);
             }
-            std::thread::sleep(GOODBYE);
         }
+        // A release or an abort that is still queued must reach its node.
+        self.hub.drain(GOODBYE);
         if let Some(summary) = &self.summary {
             report_pack(summary, display);
         }
