@@ -141,11 +141,7 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     // The thread that forwards the log holds the session too; what is queued is sent all the same.
     logger::flush(Duration::from_millis(200));
     detach_log();
-    if let Ok(session) = Arc::try_unwrap(session) {
-        session.close();
-    } else {
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    session.close();
     outcome
 }
 

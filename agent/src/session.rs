@@ -23,10 +23,18 @@ pub enum Verdict {
     Lost(String),
 }
 
+/// What the writing thread takes.
+#[derive(Debug)]
+enum Out {
+    Message(ToServer),
+    /// Answered when everything before it has been written.
+    Flush(SyncSender<()>),
+}
+
 /// A session with the server.
 #[derive(Debug)]
 pub struct Session {
-    out: SyncSender<ToServer>,
+    out: SyncSender<Out>,
     orders: Mutex<Receiver<ToNode>>,
     verdict: Arc<Mutex<Option<Verdict>>>,
     socket: TcpStream,
@@ -59,18 +67,19 @@ impl Session {
             Some(_) => bail!("the server answered with something else than an order"),
             None => bail!("the server closed the connection without an answer"),
         };
-        let (out, queue) = sync_channel::<ToServer>(QUEUE);
+        let (out, queue) = sync_channel::<Out>(QUEUE);
         let (orders_in, orders) = sync_channel(16);
         let verdict = Arc::new(Mutex::new(None));
         std::thread::spawn(move || {
-            for message in queue {
-                if control::send(&mut writer, &message).is_err() {
+            for out in queue {
+                match out {
                     // The reading thread says what happened.
-                    break;
+                    Out::Message(message) if control::send(&mut writer, &message).is_err() => break,
+                    Out::Message(_) => {}
+                    // Whoever asked may have stopped waiting.
+                    Out::Flush(done) => drop(done.try_send(())),
                 }
             }
-            // The session was dropped: say goodbye properly. It may be closed already.
-            let _ = writer.shutdown(Shutdown::Write);
         });
         let pongs = out.clone();
         let shared = Arc::clone(&verdict);
@@ -81,12 +90,12 @@ impl Session {
     /// Tells the server something. A dead connection shows in [`Session::lost`], not here.
     pub fn tell(&self, message: ToServer) {
         // The writing thread is gone only when the connection is.
-        let _ = self.out.send(message);
+        let _ = self.out.send(Out::Message(message));
     }
 
     /// Tells the server something if there is room, else not.
     pub fn try_tell(&self, message: ToServer) -> bool {
-        !matches!(self.out.try_send(message), Err(TrySendError::Full(_)))
+        !matches!(self.out.try_send(Out::Message(message)), Err(TrySendError::Full(_)))
     }
 
     /// Tells how far the node is.
@@ -150,23 +159,33 @@ impl Session {
         }
     }
 
-    /// Ends the session after everything queued was sent, at most a few seconds.
-    pub fn close(self) {
-        let Self { out, socket, verdict, .. } = self;
-        drop(out);
-        // The reading thread ends when the server has seen our end and closed its own.
+    /// Ends the session: everything that is queued is written first, at most 5 s are waited for it.
+    pub fn close(&self) {
         let end = Instant::now() + Duration::from_secs(5);
-        while verdict.lock().unwrap_or_else(PoisonError::into_inner).is_none() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(20));
+        let (done, flushed) = sync_channel(1);
+        let mut flush = Out::Flush(done);
+        loop {
+            match self.out.try_send(flush) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < end => {
+                    flush = back;
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                // The writing thread is gone, and the connection with it; or the server takes nothing any more.
+                Err(_) => return,
+            }
         }
-        // It may be closed already.
-        let _ = socket.shutdown(Shutdown::Both);
+        if flushed.recv_timeout(end.saturating_duration_since(Instant::now())).is_err() {
+            log::debug!("the server did not take the last messages");
+        }
+        // Only this half: what the server still sends is read until it closes. It may be closed already.
+        let _ = self.socket.shutdown(Shutdown::Write);
     }
 }
 
 fn read_loop(
     reader: &mut TcpStream,
-    pongs: &SyncSender<ToServer>,
+    pongs: &SyncSender<Out>,
     orders: &SyncSender<ToNode>,
     verdict: &Mutex<Option<Verdict>>,
 ) {
@@ -180,7 +199,7 @@ fn read_loop(
     loop {
         match control::receive::<ToNode>(reader) {
             // When the queue is full the server has other signs of life.
-            Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(ToServer::Pong(n))),
+            Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(Out::Message(ToServer::Pong(n)))),
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
             Ok(Some(ToNode::Abort(why))) => decide(Verdict::Lost(format!("the server gave up: {why}"))),
             Ok(Some(order)) => {
