@@ -55,6 +55,8 @@ pub struct Node {
     pub progress: Progress,
     /// The end record that it holds.
     pub ended: Option<EndRecord>,
+    /// It says that it is done; believed when it holds what was sent.
+    pub claims_done: bool,
     /// Whether it has a place in the wave.
     pub in_wave: bool,
     /// Facts for the summary.
@@ -169,6 +171,7 @@ impl Deployment {
             step: "register".to_owned(),
             progress: Progress::default(),
             ended: None,
+            claims_done: false,
             in_wave: false,
             facts: Vec::new(),
             heard: now,
@@ -220,7 +223,8 @@ impl Deployment {
             }
             ToServer::Done => {
                 if node.status == Status::Running {
-                    actions.extend(self.finish_node(connection, now));
+                    node.claims_done = true;
+                    actions.extend(self.settle(now));
                 }
             }
             ToServer::Failed { step, error } => {
@@ -231,23 +235,31 @@ impl Deployment {
         actions
     }
 
-    /// A node says that it is done: it is, when it holds just the stream that was sent.
-    fn finish_node(&mut self, connection: ConnectionId, now: Instant) -> Vec<Action> {
-        let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
-            return Vec::new();
-        };
-        match (&self.fed, node.ended) {
-            (Some(Ok(sent)), Some(held)) if *sent == held => {
+    /// Nodes that say they are done: they are, when they hold just the stream that was sent. A node can be done before the
+    /// source's own thread has said that everything is sent; it is judged when both are known.
+    fn settle(&mut self, now: Instant) -> Vec<Action> {
+        let Some(sent) = self.fed.clone() else { return Vec::new() };
+        let claims: Vec<(ConnectionId, Option<EndRecord>)> = self
+            .nodes
+            .values()
+            .filter(|n| n.claims_done && n.status == Status::Running)
+            .map(|n| (n.connection, n.ended))
+            .collect();
+        let mut actions = Vec::new();
+        for (connection, held) in claims {
+            if matches!((&sent, held), (Ok(sent), Some(held)) if *sent == held) {
+                let name = self.connections.get(&connection);
+                let Some(node) = name.and_then(|name| self.nodes.get_mut(name)) else { continue };
                 node.status = Status::Done;
                 node.until = Some(now);
-                let name = node.name.clone();
-                vec![Action::Say(format!("{name} is done")), Action::Final(name)]
-            }
-            _ => {
+                actions.push(Action::Say(format!("{} is done", node.name)));
+                actions.push(Action::Final(node.name.clone()));
+            } else {
                 let error = "it says it is done, but does not hold the stream that was sent".to_owned();
-                self.fail(connection, "finish".to_owned(), error, now)
+                actions.extend(self.fail(connection, "finish".to_owned(), error, now));
             }
         }
+        actions
     }
 
     fn fail(&mut self, connection: ConnectionId, step: String, error: String, now: Instant) -> Vec<Action> {
@@ -295,7 +307,7 @@ impl Deployment {
 
     /// Time passed: starts, releases, declares the silent dead.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
+        let mut actions = self.settle(now);
         let silent: Vec<ConnectionId> = self
             .nodes
             .values()

@@ -132,7 +132,21 @@ fn a_node_with_another_stream_than_was_sent_is_not_done() {
     // Nor is one that says so without any stream.
     let mut lab = Lab::started(1);
     lab.says(1, ToServer::Done);
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
     assert!(matches!(lab.status("n1"), Status::Failed { .. }));
+}
+
+#[test]
+fn a_node_may_be_done_before_the_source_has_said_so() {
+    let mut lab = Lab::started(1);
+    lab.says(1, ToServer::Ended(record()));
+    lab.says(1, ToServer::Done);
+    assert_eq!(*lab.status("n1"), Status::Running);
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
+    assert_eq!(*lab.status("n1"), Status::Done);
+    assert!(lab.d.is_over());
 }
 
 #[test]
