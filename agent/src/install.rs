@@ -138,7 +138,6 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
         }
     };
     drop(relay);
-    // The thread that forwards the log holds the session too; what is queued is sent all the same.
     logger::flush(Duration::from_millis(200));
     detach_log();
     session.close();
