@@ -21,6 +21,21 @@ impl Pool {
     /// An empty buffer.
     #[must_use]
     pub fn take(&self) -> Buffer {
+        let mut buffer = self.any();
+        buffer.clear();
+        buffer
+    }
+
+    /// A buffer of `len` bytes whose content is whatever it was: it is to be read into. Filling 256 KiB with zeros for each
+    /// chunk would cost as much as copying it.
+    #[must_use]
+    pub fn take_sized(&self, len: usize) -> Buffer {
+        let mut buffer = self.any();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    fn any(&self) -> Buffer {
         let bytes = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         Buffer { bytes, pool: self.clone() }
     }
@@ -50,9 +65,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < self.pool.keep {
-            let mut bytes = std::mem::take(&mut self.bytes);
-            bytes.clear();
-            free.push(bytes);
+            free.push(std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -72,5 +85,7 @@ mod tests {
         let again = pool.take();
         assert!(again.is_empty() && (10..2000).contains(&again.capacity()));
         assert_eq!(pool.take().capacity(), 0);
+        drop(again);
+        assert_eq!(pool.take_sized(7).len(), 7);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
-//! | 0 | 1 | kind: 0 data, 1 part, 2 end, 3 given up |
+//! | 0 | 1 | kind: 0 data, 1 part, 2 end, 3 given up, 4 list |
 //! | 1 | 1 | flags: bit 0 = the plain bytes were compressed (zstd) before sealing |
 //! | 2 | 2 | zero |
 //! | 4 | 8 | number, from 0, little endian |
@@ -29,6 +29,8 @@ pub enum Kind {
     End = 2,
     /// The server gave up; the text says why.
     GivenUp = 3,
+    /// The hashes of the chunks that follow, signed by the server.
+    List = 4,
 }
 
 /// A chunk's header.
@@ -69,6 +71,7 @@ impl Header {
             1 => Kind::Part,
             2 => Kind::End,
             3 => Kind::GivenUp,
+            4 => Kind::List,
             k => return Err(Error::Malformed(format!("a chunk of unknown kind {k}"))),
         };
         if bytes[1] & !COMPRESSED != 0 || bytes[2..4] != [0, 0] {

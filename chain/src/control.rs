@@ -4,8 +4,10 @@
 //! What an installation consists of travels as opaque bytes ([`ToNode::Order`]): the chain knows no disk.
 
 use crate::Error;
+use crate::core::{NodeId, Place};
 use crate::link::LinkId;
 use crate::seal::Wave;
+use crate::sign::PublicKey;
 use crate::stream::EndRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -70,6 +72,24 @@ pub enum ToServer {
     Ready,
     /// How far it is; sent twice a second while the stream flows.
     Progress(Progress),
+    /// Its link to its parent stands.
+    Joined(LinkId),
+    /// Its link to its parent was lost, or never came to stand.
+    Lost {
+        /// Which.
+        link: LinkId,
+        /// Why.
+        why: String,
+    },
+    /// Its parent has the chunk that it wants next no more.
+    Lacking {
+        /// Over which link.
+        link: LinkId,
+        /// The oldest chunk that the parent has.
+        oldest: u64,
+    },
+    /// A child of it was sent chunks and has acknowledged nothing for too long.
+    Silent(NodeId),
     /// It holds the end record.
     Ended(EndRecord),
     /// A fact for the summary: fingerprints, changes made, differences seen.
@@ -103,6 +123,14 @@ pub struct Progress {
     pub plain: u64,
     /// Plain bytes consumed: written to the disk.
     pub consumed: u64,
+    /// It holds every chunk before this one.
+    pub held: u64,
+    /// Its consumer has every chunk before this one.
+    pub taken: u64,
+    /// Its own consumer alone keeps its window full.
+    pub stuck: bool,
+    /// Generations of dead nodes below it that it could bridge.
+    pub cover: u8,
     /// Wire bytes in the window.
     pub window: u64,
     /// Entries unpacked.
@@ -123,6 +151,15 @@ pub enum ToNode {
     Refused(String),
     /// A wave begins: the node's place in the chain.
     Start(Box<Start>),
+    /// The node's place has changed.
+    Place {
+        /// The new one.
+        place: Place,
+        /// Where the parent listens. No address means: at the server, where the control connection goes.
+        addresses: Vec<SocketAddr>,
+    },
+    /// The node has no place in this wave any more; it makes itself ready for the next.
+    Out(String),
     /// The wave is over: sockets may close, the node may reboot.
     Release,
     /// The deployment is given up.
@@ -131,21 +168,25 @@ pub enum ToNode {
     Ping(u64),
 }
 
-/// A node's place in the chain.
+/// What a node is told when a wave begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// The wave and its key.
     pub wave: Wave,
-    /// The node's position, from 0.
-    pub position: u32,
+    /// The node's name in it.
+    pub me: NodeId,
     /// How many nodes the wave has.
     pub nodes: u32,
-    /// Where the parent listens. Empty addresses mean: at the server, where the control connection goes.
-    pub parent: Vec<SocketAddr>,
-    /// The link to the parent.
-    pub link: LinkId,
-    /// The links on which children will come.
-    pub children: Vec<LinkId>,
+    /// Deaths in a row that are survived.
+    pub survive: u8,
+    /// How long a child may be silent, in milliseconds.
+    pub dead_after: u32,
+    /// The key that signs the lists; none when the nodes trust each other.
+    pub signer: Option<PublicKey>,
+    /// The first place.
+    pub place: Place,
+    /// Where the parent listens. No address means: at the server, where the control connection goes.
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// Writes one message.

@@ -19,6 +19,9 @@ pub enum Error {
     /// A chunk did not open under the wave's key: it was damaged or forged.
     #[error("chunk {0} is damaged or forged: it does not open under the wave's key")]
     Seal(u64),
+    /// A chunk opens, but is not the one that the server signed.
+    #[error("chunk {0} is forged: it is not the one that the server signed")]
+    Forged(u64),
     /// The parent's connection ended before the end record.
     #[error("the stream broke off after {0} chunks: {1}")]
     Cut(u64, String),

@@ -1,12 +1,13 @@
 //! The head's side: bytes in, chunks out. Chunks are compressed and sealed on several threads, stay in order, and go into
-//! the window from which the server's links send. A feeder that is dropped without [`Feeder::finish`] tells the chain
+//! the store from which the server's links send. A feeder that is dropped without [`Feeder::finish`] tells the chain
 //! that the stream was given up; it can never look like a success.
 
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Kind, Sealed};
 use crate::seal::{Seal, Wave};
+use crate::sign::{self, GROUP, Hash, Signer};
+use crate::store::Store;
 use crate::stream::{EndRecord, Part, Tally};
-use crate::window::Window;
 use crate::{CHUNK, Error};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -30,20 +31,25 @@ struct Job {
     kind: Kind,
     number: u64,
     plain: Buffer,
-    done: SyncSender<Result<Sealed, Error>>,
+    done: SyncSender<Result<Made, Error>>,
 }
+
+/// A sealed chunk, and its hash when it is to be signed.
+type Made = (Sealed, Option<Hash>);
 
 /// Takes the stream's bytes and gives them to the chain.
 pub struct Feeder {
     seal: Arc<Seal>,
     pool: Pool,
-    window: Arc<Window>,
+    signs: bool,
     jobs: Option<SyncSender<Job>>,
-    order: Option<SyncSender<Receiver<Result<Sealed, Error>>>>,
+    order: Option<SyncSender<Receiver<Result<Made, Error>>>>,
     workers: Vec<JoinHandle<()>>,
-    pusher: Option<JoinHandle<Result<Tally, Error>>>,
+    pusher: Option<JoinHandle<Result<Pusher, Error>>>,
     buffer: Buffer,
     next: u64,
+    /// Chunks since the last list.
+    grouped: usize,
     plain: Arc<AtomicU64>,
     finished: bool,
 }
@@ -55,38 +61,51 @@ impl std::fmt::Debug for Feeder {
 }
 
 impl Feeder {
-    /// A feeder of `window` with `threads` compressing threads.
+    /// A feeder of `store` with `threads` compressing threads. With a `signer` lists go into the stream.
     #[must_use]
-    pub fn new(wave: &Wave, window: Arc<Window>, compression: Compression, threads: usize) -> Self {
+    pub fn new(
+        wave: &Wave,
+        store: Arc<Store>,
+        signer: Option<Signer>,
+        compression: Compression,
+        threads: usize,
+    ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
         let pool = Pool::new(threads * 4);
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));
+        let signs = signer.is_some();
         let workers = (0..threads)
             .map(|_| {
                 let (queue, seal, pool, stubborn) =
                     (Arc::clone(&queue), Arc::clone(&seal), pool.clone(), Arc::clone(&stubborn));
-                std::thread::spawn(move || work(&queue, &seal, &pool, &stubborn, compression))
+                std::thread::spawn(move || work(&queue, &seal, &pool, &stubborn, compression, signs))
             })
             .collect();
         let (order, ordered) = sync_channel(threads * 2);
-        let pusher = std::thread::spawn({
-            let window = Arc::clone(&window);
-            move || push_in_order(&ordered, &window)
-        });
+        let pusher = Pusher {
+            store,
+            signer,
+            seal: Arc::clone(&seal),
+            pool: pool.clone(),
+            tally: Tally::default(),
+            group: Vec::with_capacity(GROUP),
+        };
+        let pusher = std::thread::spawn(move || pusher.run(&ordered));
         let buffer = pool.take();
         Self {
             seal,
             pool,
-            window,
+            signs,
             jobs: Some(jobs),
             order: Some(order),
             workers,
             pusher: Some(pusher),
             buffer,
             next: 0,
+            grouped: 0,
             plain: Arc::default(),
             finished: false,
         }
@@ -119,13 +138,12 @@ impl Feeder {
     /// When the chain has stopped.
     pub fn finish(mut self) -> Result<EndRecord, Error> {
         self.dispatch(Kind::Data)?;
-        let tally = self.drain()?;
-        let record = tally.record();
+        let pusher = self.drain()?;
+        let record = pusher.tally.record();
         let bytes =
             postcard::to_stdvec(&record).map_err(|e| Error::Malformed(format!("writing the end: {e}")))?;
-        self.push_last(Kind::End, &bytes)?;
+        self.push_last(pusher, Kind::End, &bytes)?;
         self.finished = true;
-        self.window.end();
         Ok(record)
     }
 
@@ -140,24 +158,35 @@ impl Feeder {
         while !reason.is_char_boundary(end) {
             end -= 1;
         }
-        let told = self.drain().and_then(|_| self.push_last(Kind::GivenUp, &reason.as_bytes()[..end]));
-        match told {
-            Ok(()) => self.window.end(),
+        let reason = &reason.as_bytes()[..end];
+        if let Err(e) = self.drain().and_then(|pusher| self.push_last(pusher, Kind::GivenUp, reason)) {
             // The chain stopped before: its links are closed, and the nodes know from control.
-            Err(e) => log::debug!("the chain could not be told that the stream was given up: {e}"),
+            log::debug!("the chain could not be told that the stream was given up: {e}");
         }
     }
 
-    fn push_last(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
+    fn push_last(&mut self, mut pusher: Pusher, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
         let mut payload = self.pool.take();
         payload.extend_from_slice(bytes);
-        let sealed = self.seal.seal(kind, self.next, false, bytes.len(), payload)?;
-        self.next += 1;
-        self.window.push(sealed, None)
+        let number = self.reserve();
+        let sealed = self.seal.seal(kind, number, false, bytes.len(), payload)?;
+        let hash = self.signs.then(|| sign::hash(&sealed));
+        pusher.push((sealed, hash))?;
+        pusher.flush()
     }
 
-    /// Waits until everything dispatched is in the window.
-    fn drain(&mut self) -> Result<Tally, Error> {
+    /// The next chunk's number. A list that must go before it gets the number before.
+    fn reserve(&mut self) -> u64 {
+        if self.signs {
+            self.next += u64::from(self.grouped == 0);
+            self.grouped = (self.grouped + 1) % GROUP;
+        }
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Waits until everything dispatched is in the store, or in the last group.
+    fn drain(&mut self) -> Result<Pusher, Error> {
         self.jobs = None;
         self.order = None;
         let bad = || Error::Stopped("a thread of the feeder ended badly".to_owned());
@@ -174,8 +203,7 @@ impl Feeder {
         let stopped = || Error::Stopped("the chain takes no more chunks".to_owned());
         let plain = std::mem::replace(&mut self.buffer, self.pool.take());
         let (done, receiver) = sync_channel(1);
-        let job = Job { kind, number: self.next, plain, done };
-        self.next += 1;
+        let job = Job { kind, number: self.reserve(), plain, done };
         self.order.as_ref().ok_or_else(stopped)?.send(receiver).map_err(|_| stopped())?;
         self.jobs.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())
     }
@@ -212,6 +240,7 @@ fn work(
     pool: &Pool,
     stubborn: &AtomicU32,
     compression: Compression,
+    signs: bool,
 ) {
     let mut compressor = match compression {
         Compression::Off => None,
@@ -243,31 +272,71 @@ fn work(
             }
         }
         let compressed = payload.is_some();
-        let sealed = seal.seal(kind, number, compressed, len, payload.unwrap_or(plain));
+        let made = seal
+            .seal(kind, number, compressed, len, payload.unwrap_or(plain))
+            .map(|sealed| (signs.then(|| sign::hash(&sealed)), sealed))
+            .map(|(hash, sealed)| (sealed, hash));
         // Nobody waits for it any more when the chain has stopped.
-        if done.send(sealed).is_err() {
+        if done.send(made).is_err() {
             return;
         }
     }
 }
 
-fn push_in_order(
-    ordered: &Receiver<Receiver<Result<Sealed, Error>>>,
-    window: &Window,
-) -> Result<Tally, Error> {
-    let mut tally = Tally::default();
-    while let Ok(next) = ordered.recv() {
-        let sealed =
-            next.recv().map_err(|_| Error::Stopped("a compressing thread ended badly".to_owned()))??;
-        tally.add(&sealed);
-        window.push(sealed, None)?;
+/// Puts the chunks into the store, in order, each group after its list.
+struct Pusher {
+    store: Arc<Store>,
+    signer: Option<Signer>,
+    seal: Arc<Seal>,
+    pool: Pool,
+    tally: Tally,
+    group: Vec<(Sealed, Hash)>,
+}
+
+impl Pusher {
+    fn run(mut self, ordered: &Receiver<Receiver<Result<Made, Error>>>) -> Result<Self, Error> {
+        while let Ok(next) = ordered.recv() {
+            let made =
+                next.recv().map_err(|_| Error::Stopped("a compressing thread ended badly".to_owned()))??;
+            self.push(made)?;
+        }
+        Ok(self)
     }
-    Ok(tally)
+
+    fn push(&mut self, (sealed, hash): Made) -> Result<(), Error> {
+        if !matches!(sealed.header.kind, Kind::End | Kind::GivenUp) {
+            self.tally.add(&sealed);
+        }
+        match hash {
+            None => self.store.push(sealed),
+            Some(hash) => {
+                self.group.push((sealed, hash));
+                if self.group.len() == GROUP { self.flush() } else { Ok(()) }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let (Some(signer), Some((first, _))) = (&self.signer, self.group.first()) else { return Ok(()) };
+        // `Feeder::reserve` has left a number before the first of the group.
+        let number = first.header.number - 1;
+        let hashes: Vec<Hash> = self.group.iter().map(|(_, hash)| *hash).collect();
+        let list = signer.list(number, &hashes);
+        let mut payload = self.pool.take();
+        payload.extend_from_slice(&list);
+        self.store.push(self.seal.seal(Kind::List, number, false, list.len(), payload)?)?;
+        for (sealed, _) in self.group.drain(..) {
+            self.store.push(sealed)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sign::Checker;
+    use crate::store::Cursor;
     use crate::stream::{PartKind, StreamReader};
     use proptest::prelude::*;
     use std::io::Read;
@@ -276,21 +345,48 @@ mod tests {
         Part { name: name.to_owned(), kind: PartKind::Tar }
     }
 
-    fn pair(compression: Compression) -> (Feeder, StreamReader) {
+    fn pair(compression: Compression, signed: bool) -> (Feeder, StreamReader, Arc<Store>) {
         let wave = Wave::new([3; 16], 1).unwrap();
-        let window = Window::new(4 * CHUNK);
-        let reader = StreamReader::new(window.cursor(), Arc::new(Seal::new(&wave)), Pool::new(4)).unwrap();
-        (Feeder::new(&wave, window, compression, 3), reader)
+        let store = Store::new().unwrap();
+        let reader =
+            StreamReader::new(Cursor::new(&store), Arc::new(Seal::new(&wave)), Pool::new(4)).unwrap();
+        let signer = signed.then(|| Signer::new(&wave).unwrap());
+        let checker = signer.as_ref().map(|signer| Checker::new(signer.public(), &wave));
+        let (moving, seal) = (Arc::clone(&store), Seal::new(&wave));
+        // What the relaying thread does, without a chain: from the source to the consumer.
+        std::thread::spawn(move || {
+            let (mut checker, pool) = (checker, Pool::new(4));
+            for number in 0.. {
+                let chunk = loop {
+                    match (moving.take_incoming(), moving.stopped()) {
+                        (Some(chunk), _) => break chunk,
+                        (None, Some(_)) => return,
+                        (None, None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                    }
+                };
+                assert_eq!(chunk.header.number, number);
+                let opened = seal.open(&chunk, &pool).unwrap();
+                if let Some(checker) = &mut checker {
+                    checker.check(&chunk, &opened).unwrap();
+                }
+                let last = matches!(chunk.header.kind, Kind::End | Kind::GivenUp);
+                moving.append(Arc::new(chunk), Some(opened));
+                if last {
+                    return;
+                }
+            }
+        });
+        (Feeder::new(&wave, Arc::clone(&store), signer, compression, 3), reader, store)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn parts_come_out_as_they_went_in(
-            sizes in proptest::collection::vec(0usize..3 * CHUNK, 0..4), level in 0i32..4, noise: bool
+            sizes in proptest::collection::vec(0usize..3 * CHUNK, 0..4), level in 0i32..4, noise: bool, signed: bool
         ) {
             let compression = if level == 0 { Compression::Off } else { Compression::Level(level) };
-            let (mut feeder, mut reader) = pair(compression);
+            let (mut feeder, mut reader, _) = pair(compression, signed);
             let parts: Vec<Vec<u8>> = sizes.iter().map(|n| (0..*n as u64).map(|i|
                 if noise { (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u8 } else { (i / 1000) as u8 }).collect()).collect();
             let expected = parts.clone();
@@ -316,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_dropped_feeder_is_no_success() {
-        let (mut feeder, mut reader) = pair(Compression::Off);
+        let (mut feeder, mut reader, _) = pair(Compression::Off, true);
         feeder.begin_part(&part("/")).unwrap();
         feeder.write_all(b"half").unwrap();
         drop(feeder);
@@ -327,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_reason_reaches_the_reader() {
-        let (feeder, mut reader) = pair(Compression::Off);
+        let (feeder, mut reader, _) = pair(Compression::Off, false);
         feeder.give_up("tar ended with exit status 2");
         assert_eq!(
             reader.next_part().unwrap_err().to_string(),
@@ -337,8 +433,8 @@ mod tests {
 
     #[test]
     fn a_stopped_chain_stops_the_writer() {
-        let (mut feeder, reader) = pair(Compression::Off);
-        feeder.window.stop("no nodes");
+        let (mut feeder, reader, store) = pair(Compression::Off, false);
+        store.stop("no nodes");
         drop(reader);
         let error = feeder.write_all(&vec![1; 64 * CHUNK]).unwrap_err().to_string();
         assert!(error.contains("stopped"), "{error}");

@@ -1,9 +1,10 @@
 //! The chain and nothing else: how a stream of bytes goes from the server through every node. It knows no disk, no tar
 //! and no PID 1. To the server the chain is a `Write` ([`feed::Feeder`]), to a node a `Read` ([`node::Node`]).
 //!
-//! From the outside in: [`control`] has the messages between a node and the server, [`topology`] says who feeds whom,
-//! [`link`] moves chunks over one TCP connection, [`window`] holds them between links, [`seal`] protects them, and
-//! [`chunk`] is their form on the wire.
+//! [`mod@core`] decides: who feeds whom, what is kept, who is dead. Around it are sockets and threads: [`control`] has the
+//! messages between a node and the server, [`link`] the connection between parent and child, [`node`] a place in the
+//! chain, [`store`] the chunks that are held there. [`seal`] and [`sign`] protect the chunks, [`chunk`] is their form on
+//! the wire.
 
 // Test data is made by cutting numbers down to bytes.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -12,13 +13,16 @@ pub mod buffer;
 pub mod chunk;
 pub mod control;
 pub mod core;
+mod engine;
 pub mod feed;
 pub mod link;
 pub mod node;
 pub mod seal;
+pub mod sign;
+mod sockets;
+pub mod store;
 pub mod stream;
 pub mod topology;
-pub mod window;
 
 mod error;
 pub use error::Error;

@@ -1,38 +1,28 @@
-//! A node's place in the chain: takes the stream from its parent, gives it to its children, and to the local consumer as
-//! a [`StreamReader`]. When the consumer gives up, the node goes on as a relay: failed is not dead.
+//! A place in the chain: a node's, or the server's at the head. Chunks come from the parent (at the server: from its
+//! source), are kept as long as [`crate::core::relay`] wants, and go to the children and to the local consumer. One thread
+//! does all of that ([`crate::engine`]); this is how others speak to it.
 
 use crate::buffer::Pool;
-use crate::link::{self, HANDSHAKE, HELLO, LinkId, Received};
+use crate::core::relay::{Answer, Limits};
+use crate::core::wave::Status;
+use crate::core::{HEAD, NodeId, Place};
+use crate::engine::Engine;
+use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId, Until};
 use crate::seal::{Seal, Wave};
+use crate::sign::PublicKey;
+use crate::store::{Cursor, Store};
 use crate::stream::{EndRecord, StreamReader};
-use crate::window::{Cursor, Window};
 use crate::{CHUNK, Error};
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Read;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a node tries to reach its parent at the beginning of a wave.
-const DIAL: Duration = Duration::from_secs(30);
 /// Handshakes under way at once; a connection beyond that is closed at once.
-const HANDSHAKES: usize = 64;
-
-/// What a node is told at the beginning of a wave.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The wave.
-    pub wave: Wave,
-    /// Where the parent listens: addresses to be tried in this order.
-    pub parent: Vec<SocketAddr>,
-    /// The link to the parent.
-    pub link: LinkId,
-    /// The links on which children will come.
-    pub children: Vec<LinkId>,
-    /// Wire bytes that the window may hold.
-    pub window: usize,
-}
+const HANDSHAKES: usize = 256;
 
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
 #[must_use]
@@ -40,190 +30,165 @@ pub fn window_for(memory: u64) -> usize {
     usize::try_from((memory / 16).min(64 << 20)).unwrap_or(64 << 20).max(8 * CHUNK)
 }
 
-/// Children that are expected, each with its cursor from the stream's first chunk on, and the sockets of those that came.
-#[derive(Debug)]
-pub struct Children {
-    window: Arc<Window>,
-    waiting: Mutex<BTreeMap<LinkId, Cursor>>,
-    sockets: Mutex<Vec<TcpStream>>,
-    handshakes: AtomicUsize,
-    stopped: AtomicBool,
-    /// Connections that were not a child's.
-    pub strays: AtomicU64,
+/// What a place in the chain needs to know beside its [`Place`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The wave and its key.
+    pub wave: Wave,
+    /// The node's name in it; [`HEAD`] at the server.
+    pub me: NodeId,
+    /// How much it holds.
+    pub limits: Limits,
+    /// How long a child may be silent while chunks are under way to it.
+    pub dead_after: Duration,
+    /// The key that signs the lists; none when nodes trust each other.
+    pub signer: Option<PublicKey>,
 }
 
-impl Children {
-    /// Expects `links` on `window`.
-    #[must_use]
-    pub fn new(window: &Arc<Window>, links: &[LinkId]) -> Arc<Self> {
-        let waiting = links.iter().map(|l| (*l, window.cursor())).collect();
-        Arc::new(Self {
-            window: Arc::clone(window),
-            waiting: Mutex::new(waiting),
-            sockets: Mutex::default(),
-            handshakes: AtomicUsize::new(0),
-            stopped: AtomicBool::new(false),
-            strays: AtomicU64::new(0),
-        })
+/// What the server must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The link to the parent stands.
+    Joined(LinkId),
+    /// It was lost, or never came to stand.
+    Lost(LinkId, String),
+    /// The parent has the chunk wanted next no more; its oldest is this one.
+    Lacking(LinkId, u64),
+    /// A child was sent chunks and has acknowledged nothing for too long.
+    Silent(NodeId),
+}
+
+/// Takes reports; it must not wait.
+pub type Reporter = Box<dyn Fn(Report) + Send>;
+
+/// For the relaying thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A new place, and where the parent listens.
+    Place(Place, Vec<SocketAddr>),
+    Dialled(LinkId, Result<Dialled, Error>),
+    /// A child names its link and what it wants.
+    Hello(LinkId, u64, SyncSender<Answer>),
+    /// It was answered and takes chunks.
+    Child(LinkId, TcpStream),
+    /// It was not.
+    ChildFailed(LinkId),
+}
+
+/// Counters of what came in.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// Chunks that came in and opened.
+    pub chunks: AtomicU64,
+    /// Bytes on the wire.
+    pub wire: AtomicU64,
+    /// Plain bytes of the data chunks.
+    pub plain: AtomicU64,
+    /// Chunks that did not open, or were not what the server signed.
+    pub refused: AtomicU64,
+}
+
+/// How a place stands, as last seen by its thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// For the server.
+    pub status: Status,
+    /// Generations of dead nodes that could be bridged.
+    pub cover: u8,
+    /// Wire bytes in the window.
+    pub fill: usize,
+    /// At the head: everybody below holds everything that was pushed.
+    pub drained: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub store: Arc<Store>,
+    commands: Mutex<VecDeque<Command>>,
+    /// Links on which children may come.
+    expected: Mutex<BTreeSet<LinkId>>,
+    arrived: Condvar,
+    pub standing: Mutex<Standing>,
+    pub received: Received,
+    outcome: Mutex<Option<Result<EndRecord, String>>>,
+    ended: Condvar,
+    handshakes: AtomicUsize,
+    strays: AtomicU64,
+    stopped: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section leaves its data whole, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn command(&self, command: Command) {
+        lock(&self.commands).push_back(command);
+        self.store.waker.wake();
     }
 
-    /// Serves a new connection whose first 8 bytes were not read yet, on a thread of its own.
-    pub fn accept(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddr) {
-        if self.handshakes.fetch_add(1, Ordering::Relaxed) >= HANDSHAKES {
-            self.handshakes.fetch_sub(1, Ordering::Relaxed);
-            self.strays.fetch_add(1, Ordering::Relaxed);
-            log::warn!("a connection from {from} is dropped: too many handshakes under way");
-            return;
-        }
-        let children = Arc::clone(self);
-        std::thread::spawn(move || {
-            let greeted = stream.set_read_timeout(Some(HANDSHAKE)).and_then(|()| {
-                let mut hello = [0; 8];
-                stream.read_exact(&mut hello).map(|()| hello == HELLO)
-            });
-            match greeted {
-                Ok(true) => children.serve(stream, from),
-                Ok(false) => children.stray(from, "it is not a child"),
-                Err(e) => children.stray(from, &e.to_string()),
-            }
-            children.handshakes.fetch_sub(1, Ordering::Relaxed);
-        });
+    pub(crate) fn next_command(&self) -> Option<Command> {
+        lock(&self.commands).pop_front()
+    }
+
+    pub(crate) fn has_commands(&self) -> bool {
+        !lock(&self.commands).is_empty()
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn expect(&self, links: BTreeSet<LinkId>) {
+        *lock(&self.expected) = links;
+        self.arrived.notify_all();
+    }
+
+    /// The stream ended, well or not. The first word stands.
+    pub(crate) fn end(&self, outcome: Result<EndRecord, String>) {
+        lock(&self.outcome).get_or_insert(outcome);
+        self.ended.notify_all();
     }
 
     fn stray(&self, from: SocketAddr, why: &str) {
         self.strays.fetch_add(1, Ordering::Relaxed);
         log::warn!("a connection from {from} is dropped: {why}");
     }
-
-    /// Serves a connection after [`HELLO`] was read from it: the rest of the handshake here, the sending on a new thread.
-    pub fn serve(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddr) {
-        let link = match link::read_link(&mut stream) {
-            Ok(link) => link,
-            Err(e) => return self.stray(from, &e.to_string()),
-        };
-        let Some(cursor) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&link) else {
-            return self.stray(from, "it names no link that is expected");
-        };
-        let kept = link::welcome(&mut stream)
-            .and_then(|()| stream.try_clone().map_err(Error::io("cloning a socket")));
-        match kept {
-            Ok(clone) => self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(clone),
-            Err(e) => {
-                // The cursor goes back: the child will dial again.
-                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(link, cursor);
-                return self.stray(from, &e.to_string());
-            }
-        }
-        if self.stopped.load(Ordering::SeqCst) {
-            self.close();
-            return;
-        }
-        std::thread::spawn(move || {
-            let sent = AtomicU64::new(0);
-            match link::send_chunks(&mut stream, cursor, &sent) {
-                // The socket stays open until the wave is released: its end is not the end of the stream.
-                Ok(()) => log::debug!("everything was sent to the child at {from}"),
-                // Those below must learn that nothing more comes; a silent open socket would let them wait.
-                Err(Error::Stopped(_)) => {
-                    let _ = stream.shutdown(Shutdown::Both);
-                }
-                Err(e) => {
-                    log::warn!(
-                        "the child at {from} was lost after {} chunks: {e}",
-                        sent.load(Ordering::Relaxed)
-                    );
-                }
-            }
-        });
-    }
-
-    /// Closes every connection and forgets children that never came.
-    pub fn close(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        for socket in self.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // It may be closed already, by the other side.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// The window that they are fed from.
-    #[must_use]
-    pub fn window(&self) -> &Arc<Window> {
-        &self.window
-    }
 }
 
-/// The state of a node's reception.
-#[derive(Debug, Default)]
-struct Outcome {
-    ended: Mutex<Option<Result<EndRecord, String>>>,
-    changed: Condvar,
-}
+/// A handle on a place in the chain; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
 
-/// A running node.
-#[derive(Debug)]
-pub struct Node {
-    window: Arc<Window>,
-    children: Arc<Children>,
-    received: Arc<Received>,
-    outcome: Arc<Outcome>,
-    parent: Arc<Mutex<Option<TcpStream>>>,
-    reader: Option<StreamReader>,
-}
-
-impl Node {
-    /// Takes its place: children may come on `listener`, the parent is dialled, chunks flow.
-    ///
-    /// # Errors
-    /// When threads or zstd cannot be set up. What happens to the stream later shows in [`Node::wait_end`].
-    pub fn start(place: Place, listener: TcpListener) -> Result<Self, Error> {
-        let window = Window::new(place.window);
-        let seal = Arc::new(Seal::new(&place.wave));
-        let pool = Pool::new(16);
-        let reader = StreamReader::new(window.cursor(), Arc::clone(&seal), pool.clone())?;
-        let children = Children::new(&window, &place.children);
-        let node = Self {
-            window: Arc::clone(&window),
-            children: Arc::clone(&children),
-            received: Arc::default(),
-            outcome: Arc::default(),
-            parent: Arc::default(),
-            reader: Some(reader),
-        };
-        std::thread::spawn(move || accept_loop(&listener, &children));
-        let (received, outcome, parent) =
-            (Arc::clone(&node.received), Arc::clone(&node.outcome), Arc::clone(&node.parent));
-        std::thread::spawn(move || {
-            let result = receive(&place, &seal, &window, &pool, &received, &parent);
-            if let Err(e) = &result {
-                // Those below learn from their own connection; the reader here from the window.
-                if !matches!(e, Error::GivenUp(_)) {
-                    window.stop(e.to_string());
-                }
-            }
-            *outcome.ended.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(result.map_err(|e| e.to_string()));
-            outcome.changed.notify_all();
-        });
-        Ok(node)
-    }
-
-    /// The stream for the local consumer; there is one.
-    pub fn reader(&mut self) -> Option<StreamReader> {
-        self.reader.take()
+impl Handle {
+    /// A new place; the parent listens at one of `addresses`.
+    pub fn place(&self, place: Place, addresses: Vec<SocketAddr>) {
+        self.0.command(Command::Place(place, addresses));
     }
 
     /// Counters of what came in.
     #[must_use]
-    pub fn received(&self) -> Arc<Received> {
-        Arc::clone(&self.received)
+    pub fn received(&self) -> &Received {
+        &self.0.received
     }
 
-    /// Wire bytes in the window, and its limit.
+    /// How it stands.
     #[must_use]
-    pub fn fill(&self) -> (usize, usize) {
-        self.window.fill()
+    pub fn standing(&self) -> Standing {
+        *lock(&self.0.standing)
+    }
+
+    /// Connections that were not a child's.
+    #[must_use]
+    pub fn strays(&self) -> u64 {
+        self.0.strays.load(Ordering::Relaxed)
+    }
+
+    /// Where a source puts its chunks, at the head.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.0.store
     }
 
     /// Waits for the end record.
@@ -231,49 +196,200 @@ impl Node {
     /// # Errors
     /// The reason why it will not come.
     pub fn wait_end(&self) -> Result<EndRecord, String> {
-        let mut ended = self.outcome.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = lock(&self.0.outcome);
         loop {
-            if let Some(result) = &*ended {
+            if let Some(result) = &*outcome {
                 return result.clone();
             }
-            ended = self.outcome.changed.wait(ended).unwrap_or_else(PoisonError::into_inner);
+            outcome = self.0.ended.wait(outcome).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// The end record, or why it will not come; `None` while the stream flows.
     #[must_use]
     pub fn ended(&self) -> Option<Result<EndRecord, String>> {
-        self.outcome.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.outcome).clone()
     }
 
-    /// Stops everything: sockets close, readers and writers fail with `reason`.
+    /// Stops everything: sockets close, reader and source fail with `reason`.
     pub fn stop(&self, reason: &str) {
-        self.window.stop(reason);
-        self.children.close();
-        if let Some(parent) = self.parent.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It may be closed already, by the other side.
-            let _ = parent.shutdown(Shutdown::Both);
+        self.0.stopped.store(true, Ordering::SeqCst);
+        self.0.end(Err(reason.to_owned()));
+        self.0.store.stop(reason);
+        self.0.arrived.notify_all();
+        // Awake or not: it looks before it sleeps.
+        self.0.store.waker.wake();
+    }
+
+    /// Serves a new connection whose first 8 bytes were not read yet, on a thread of its own.
+    pub fn accept(&self, stream: TcpStream, from: SocketAddr) {
+        if self.0.handshakes.fetch_add(1, Ordering::Relaxed) >= HANDSHAKES {
+            self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+            return self.0.stray(from, "too many handshakes under way");
         }
+        let handle = self.clone();
+        let started = std::thread::Builder::new().name("greet".into()).spawn(move || {
+            let mut hello = [0; 8];
+            let end = Instant::now() + HANDSHAKE;
+            match Until(&stream, end).read_exact(&mut hello) {
+                Ok(()) if hello == HELLO => handle.serve(stream, from),
+                Ok(()) => handle.0.stray(from, "it is not a child"),
+                Err(e) => handle.0.stray(from, &e.to_string()),
+            }
+            handle.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(e) = started {
+            self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+            self.0.stray(from, &format!("no thread for it: {e}"));
+        }
+    }
+
+    /// Serves a connection after [`HELLO`] was read from it: the rest of the handshake, then the relaying thread has it.
+    pub fn serve(&self, stream: TcpStream, from: SocketAddr) {
+        if let Err(e) = self.greet(stream) {
+            self.0.stray(from, &e.to_string());
+        }
+    }
+
+    fn greet(&self, mut stream: TcpStream) -> Result<(), Error> {
+        let end = Instant::now() + HANDSHAKE;
+        let (link, want) = link::read_greeting(&mut Until(&stream, end))?;
+        // A child may be quicker than the order that names its link.
+        let mut expected = lock(&self.0.expected);
+        while !expected.contains(&link) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.0.is_stopped() {
+                return Err(Error::Malformed("it names no link that is expected".to_owned()));
+            }
+            expected = self.0.arrived.wait_timeout(expected, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(expected);
+        let (reply, answer) = sync_channel(1);
+        self.0.command(Command::Hello(link, want, reply));
+        let given = answer
+            .recv_timeout(HANDSHAKE)
+            .map_err(|_| Error::Stopped("the place in the chain is given up".to_owned()))?;
+        let greeted = stream
+            .set_write_timeout(Some(HANDSHAKE))
+            .map_err(Error::io("preparing a child's socket"))
+            .and_then(|()| link::answer(&mut stream, given))
+            .and_then(|()| link::prepare(&stream));
+        match (&greeted, given) {
+            (Ok(()), Answer::Welcome) => self.0.command(Command::Child(link, stream)),
+            (Ok(()), _) => {}
+            (Err(_), _) => self.0.command(Command::ChildFailed(link)),
+        }
+        greeted
+    }
+}
+
+/// A running place in the chain, given up when it is dropped.
+#[derive(Debug)]
+pub struct Node {
+    handle: Handle,
+    reader: Option<StreamReader>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Node {
+    /// A node that takes the stream, passes it on, and consumes it. Children come on `listener`. What happens to the stream
+    /// shows in [`Handle::wait_end`].
+    ///
+    /// # Errors
+    /// When threads, descriptors or zstd cannot be set up.
+    pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
+        let pool = Pool::new(16);
+        let store = Store::new()?;
+        let seal = Arc::new(Seal::new(&config.wave));
+        let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pool.clone())?;
+        let mut node = Self::spawn(config, store, seal, pool, report)?;
+        node.reader = Some(reader);
+        let handle = node.handle.clone();
+        let accepting = std::thread::Builder::new().name("accept".into());
+        accepting
+            .spawn(move || accept_loop(&listener, &handle))
+            .map_err(Error::io("starting the thread that accepts children"))?;
+        Ok(node)
+    }
+
+    /// The head of the chain: a source puts its chunks into [`Handle::store`], children come by [`Handle::serve`].
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn head(config: Config, report: Reporter) -> Result<Self, Error> {
+        let seal = Arc::new(Seal::new(&config.wave));
+        Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, Pool::new(16), report)
+    }
+
+    fn spawn(
+        config: Config,
+        store: Arc<Store>,
+        seal: Arc<Seal>,
+        pool: Pool,
+        report: Reporter,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            store,
+            commands: Mutex::default(),
+            expected: Mutex::default(),
+            arrived: Condvar::new(),
+            standing: Mutex::default(),
+            received: Received::default(),
+            outcome: Mutex::default(),
+            ended: Condvar::new(),
+            handshakes: AtomicUsize::new(0),
+            strays: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        let engine = Engine::new(config, Arc::clone(&shared), seal, pool, report);
+        let thread = std::thread::Builder::new()
+            .name("relay".into())
+            .spawn(move || engine.run())
+            .map_err(Error::io("starting the relaying thread"))?;
+        Ok(Self { handle: Handle(shared), reader: None, thread: Some(thread) })
+    }
+
+    /// To speak to it from elsewhere.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The stream for the local consumer; there is one.
+    pub fn reader(&mut self) -> Option<StreamReader> {
+        self.reader.take()
+    }
+}
+
+impl std::ops::Deref for Node {
+    type Target = Handle;
+    fn deref(&self) -> &Handle {
+        &self.handle
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop("the node left the chain");
+        self.handle.stop("the node left the chain");
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the relaying thread ended badly");
+        }
     }
 }
 
-fn accept_loop(listener: &TcpListener, children: &Arc<Children>) {
+fn accept_loop(listener: &TcpListener, handle: &Handle) {
     // Not blocking for ever: a stopped node gives its port back.
     if let Err(e) = listener.set_nonblocking(true) {
         log::error!("preparing the data port: {e}; children cannot come");
         return;
     }
-    while !children.stopped.load(Ordering::SeqCst) {
+    while !handle.0.is_stopped() {
         match listener.accept() {
             Ok((stream, from)) => match stream.set_nonblocking(false) {
-                Ok(()) => children.accept(stream, from),
-                Err(e) => children.stray(from, &e.to_string()),
+                Ok(()) => handle.accept(stream, from),
+                Err(e) => handle.0.stray(from, &e.to_string()),
             },
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                 std::thread::sleep(Duration::from_millis(20));
@@ -284,20 +400,6 @@ fn accept_loop(listener: &TcpListener, children: &Arc<Children>) {
             }
         }
     }
-}
-
-fn receive(
-    place: &Place,
-    seal: &Seal,
-    window: &Window,
-    pool: &Pool,
-    received: &Received,
-    parent: &Mutex<Option<TcpStream>>,
-) -> Result<EndRecord, Error> {
-    let mut stream = link::dial(&place.parent, &place.link, Instant::now() + DIAL)?;
-    let clone = stream.try_clone().map_err(Error::io("cloning the parent's socket"))?;
-    *parent.lock().unwrap_or_else(PoisonError::into_inner) = Some(clone);
-    link::receive_chunks(&mut stream, seal, window, pool, received)
 }
 
 #[cfg(test)]

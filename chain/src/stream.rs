@@ -4,7 +4,7 @@
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Kind, Sealed};
 use crate::seal::Seal;
-use crate::window::Cursor;
+use crate::store::Cursor;
 use crate::{CHUNK, Error};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
@@ -33,11 +33,11 @@ pub struct Part {
 pub struct EndRecord {
     /// Parts sent.
     pub parts: u32,
-    /// Chunks before the one that holds this record.
+    /// Chunks before the one that holds this record, without lists.
     pub chunks: u64,
     /// Plain bytes of all data chunks.
     pub bytes: u64,
-    /// BLAKE3 over header and GCM tag of every chunk before this one: it stands for the whole stream.
+    /// BLAKE3 over header and GCM tag of each of them: it stands for the whole stream.
     pub digest: [u8; 32],
 }
 
@@ -51,8 +51,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one chunk (not the one with the end record).
+    /// Counts one chunk, not the one with the end record. Lists are left out: the last one names the chunk of the record.
     pub fn add(&mut self, chunk: &Sealed) {
+        if chunk.header.kind == Kind::List {
+            return;
+        }
         self.parts += u32::from(chunk.header.kind == Kind::Part);
         self.chunks += 1;
         if chunk.header.kind == Kind::Data {
@@ -154,7 +157,7 @@ impl StreamReader {
         self.bytes
     }
 
-    /// Gets the next data chunk; false at the end of the part.
+    /// Goes on by one chunk, which may hold no data; false at the end of the part.
     fn fill(&mut self) -> Result<bool, Error> {
         if self.pending.is_some() || self.ended {
             return Ok(false);
@@ -197,6 +200,8 @@ impl StreamReader {
                 Ok(false)
             }
             Kind::GivenUp => Err(Error::GivenUp(String::from_utf8_lossy(&payload).into_owned())),
+            // Checked when it came in.
+            Kind::List => Ok(true),
         }
     }
 }

@@ -276,6 +276,23 @@ impl Relay {
             .map(|(node, child)| (*node, &child.link))
     }
 
+    /// The links on which children may come.
+    pub fn links(&self) -> impl Iterator<Item = LinkId> {
+        self.children.values().map(|child| child.link.id)
+    }
+
+    /// Whether there is something to acknowledge that waits only for its time.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.acknowledgement() != self.said.1
+    }
+
+    /// Whether a local consumer is waited for.
+    #[must_use]
+    pub fn has_consumer(&self) -> bool {
+        self.consumer.is_some()
+    }
+
     /// The parent, over which link.
     #[must_use]
     pub fn parent(&self) -> Option<(NodeId, &Link)> {
