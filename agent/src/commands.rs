@@ -13,6 +13,7 @@ use ka_cli::exit::Exit;
 use ka_cli::units::parse_time;
 use log::LevelFilter;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// ka-agent installs a node. As PID 1 of the initramfs it takes everything from the kernel command line; here it is an
@@ -129,7 +130,7 @@ fn receive(args: &Receive) -> Result<Exit> {
     let listener = data_listener()?;
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
-    let session = Session::open(&args.server, patience, |_| {
+    let session = Arc::new(Session::open(&args.server, patience, |_| {
         Ok(Registration {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             purpose: Purpose::Receive,
@@ -140,7 +141,7 @@ fn receive(args: &Receive) -> Result<Exit> {
             memory,
             facts: Vec::new(),
         })
-    })?;
+    })?);
     session.tell(ToServer::Ready);
     let result = reception::receive(&session, listener, memory, &sink, || {
         session.tell(ToServer::Step("receive".to_owned()));
@@ -156,17 +157,18 @@ fn receive(args: &Receive) -> Result<Exit> {
             session.close();
             match verdict {
                 Verdict::Released => Ok(Exit::Done),
-                Verdict::Lost(why) => bail!("{why}"),
+                // Everything was received and verified, and the server knows it.
+                Verdict::Out(why) | Verdict::Lost(why) => bail!("{why}"),
             }
         }
-        Err(Broken { error, node }) => {
+        Err(Broken { error, relay }) => {
             session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
-            if node.is_some() {
+            if relay.is_some() {
                 log::error!("{error:#}");
                 // Released or lost: nobody below needs this relay any more.
                 let _ = session.wait_verdict();
             }
-            drop(node);
+            drop(relay);
             session.close();
             Err(error)
         }

@@ -8,7 +8,7 @@
 use crate::autoconfig::{self, Change, Context as Autoconfig, Nic};
 use crate::disk::{self, Formatted};
 use crate::init::logger;
-use crate::reception::{self, Broken, Sink};
+use crate::reception::{self, Broken, NextWave, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{Purpose, Registration, ToServer};
@@ -109,14 +109,28 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     forward_log(&session);
     steps.session = Some(&session);
     let mut relay = None;
-    let result = run(&mut steps, orders, machine, &session, listener, &mut relay);
+    let result = loop {
+        let result = listener
+            .try_clone()
+            .context("opening the data port anew")
+            .and_then(|listener| run(&mut steps, orders, machine, &session, listener, &mut relay));
+        match result {
+            // The server decides how often.
+            Err(error) if error.is::<NextWave>() => {
+                log::warn!("{error:#}; this node makes itself ready for the next wave");
+                relay = None;
+                session.again();
+            }
+            other => break other,
+        }
+    };
     let step = steps.current;
     let outcome = match result {
         Ok(()) => {
             session.tell(ToServer::Done);
             // Before the release this node's window may be needed below.
             match session.wait_verdict() {
-                Verdict::Released => Ok(()),
+                Verdict::Released | Verdict::Out(_) => Ok(()),
                 // The clone is whole and verified; only the wave's end was not heard of.
                 Verdict::Lost(why) => {
                     log::warn!("{why} before the wave was released; this node is done all the same");
@@ -148,9 +162,9 @@ fn run(
     steps: &mut Steps,
     orders: &Orders,
     machine: &Machine,
-    session: &Session,
+    session: &Arc<Session>,
     listener: std::net::TcpListener,
-    relay: &mut Option<Box<ka_chain::node::Node>>,
+    relay: &mut Option<Box<Relay>>,
 ) -> Result<()> {
     let order = InstallOrder::from_bytes(&session.order).context("reading the server's order")?;
     steps.begin("disk");
@@ -190,9 +204,9 @@ fn run(
 fn fill(
     steps: &mut Steps,
     machine: &Machine,
-    session: &Session,
+    session: &Arc<Session>,
     listener: std::net::TcpListener,
-    relay: &mut Option<Box<ka_chain::node::Node>>,
+    relay: &mut Option<Box<Relay>>,
     order: &InstallOrder,
     mut formatted: Formatted,
 ) -> Result<()> {
@@ -205,12 +219,12 @@ fn fill(
     });
     let reception = match received {
         Ok(reception) => reception,
-        Err(Broken { error, node }) => {
-            *relay = node;
+        Err(Broken { error, relay: kept }) => {
+            *relay = kept;
             return Err(error);
         }
     };
-    *relay = Some(Box::new(reception.node));
+    *relay = Some(Box::new(reception.relay));
     if let Some(summary) = &reception.unpacked {
         let seconds = start.elapsed().as_secs_f64();
         log::info!("unpacked {} files in {seconds:.1} s: {summary:?}", summary.files);

@@ -1,11 +1,12 @@
 //! From the chain to the disk: takes the node's place, gives the stream to whoever consumes it, and tells the server how
 //! far it is. The node keeps relaying while and after its own consumer fails.
 
-use crate::session::Session;
+use crate::session::{Session, Verdict};
 use anyhow::{Context, Result, bail};
 use ka_archive::{Observer, UnpackOptions, UnpackSummary, unpack};
 use ka_chain::control::Progress;
-use ka_chain::node::{Node, Place, window_for};
+use ka_chain::core::relay::Limits;
+use ka_chain::node::{Config, Handle, Node, window_for};
 use ka_chain::stream::{EndRecord, PartKind, StreamReader};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -36,8 +37,29 @@ pub struct Reception {
     /// What was unpacked; none when a command took the stream.
     pub unpacked: Option<UnpackSummary>,
     /// Stays in the chain for those below, until it is dropped.
-    pub node: Node,
+    pub relay: Relay,
 }
+
+/// A place in the chain that is kept until this is dropped; meanwhile the server is told how far it is.
+#[derive(Debug)]
+pub struct Relay {
+    // In this order: the node is stopped first.
+    _node: Node,
+    over: Arc<AtomicBool>,
+    session: Arc<Session>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.session.set_relay(None);
+    }
+}
+
+/// The node has no place in the wave any more; it may take one in the next.
+#[derive(Debug, thiserror::Error)]
+#[error("out of the wave: {0}")]
+pub struct NextWave(pub String);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -59,13 +81,13 @@ impl Observer for &Counters {
 pub struct Broken {
     /// Why.
     pub error: anyhow::Error,
-    /// The relay, if the node ever took its place.
-    pub node: Option<Box<Node>>,
+    /// The place, if the node ever took it.
+    pub relay: Option<Box<Relay>>,
 }
 
 impl From<anyhow::Error> for Broken {
     fn from(error: anyhow::Error) -> Self {
-        Self { error, node: None }
+        Self { error, relay: None }
     }
 }
 
@@ -75,7 +97,7 @@ impl From<anyhow::Error> for Broken {
 /// # Errors
 /// [`Broken`], with the relay that goes on for the nodes below.
 pub fn receive(
-    session: &Session,
+    session: &Arc<Session>,
     listener: TcpListener,
     memory: u64,
     sink: &Sink,
@@ -83,72 +105,91 @@ pub fn receive(
 ) -> Result<Reception, Broken> {
     let start = session.wait_start().context("waiting for the wave to begin")?;
     on_start();
-    log::info!("wave of {} nodes: this one is at position {}", start.nodes, start.position + 1);
-    let parent = if start.parent.is_empty() { vec![session.server] } else { start.parent };
-    let place = Place {
+    log::info!("wave of {} nodes: this one is number {}", start.nodes, start.me.0);
+    let config = Config {
         wave: start.wave,
-        parent,
-        link: start.link,
-        children: start.children,
-        window: window_for(memory),
+        me: start.me,
+        limits: Limits { survive: start.survive, window: window_for(memory), history: 0 },
+        dead_after: Duration::from_millis(u64::from(start.dead_after)),
+        signer: start.signer,
     };
-    let mut node = Node::start(place, listener).context("taking the place in the chain")?;
+    let reporting = Arc::clone(session);
+    let mut node = Node::start(config, listener, Box::new(move |report| reporting.report(report)))
+        .context("taking the place in the chain")?;
+    let addresses = if start.addresses.is_empty() { vec![session.server] } else { start.addresses };
+    node.place(start.place, addresses);
+    session.set_relay(Some(node.handle()));
     let Some(mut reader) = node.reader() else {
         return Err(anyhow::anyhow!("the stream has a reader already").into());
     };
     let counters = Arc::new(Counters::default());
-    let over = AtomicBool::new(false);
-    let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| report(session, &node, &counters, &over));
-        let consumed = consume(&mut reader, sink, &counters);
-        if consumed.is_err() {
-            // The window must not wait for a consumer that is gone; the relay goes on.
-            drop(reader);
-        }
-        let result = match consumed {
-            Ok(unpacked) => {
-                node.wait_end().map(|record| (record, unpacked)).map_err(|e| anyhow::anyhow!("{e}"))
-            }
-            // When the stream itself ended early, that is the cause, and what the consumer says is its effect.
-            Err(e) => Err(match node.ended() {
-                Some(Err(cause)) if !format!("{e:#}").contains(&cause) => e.context(cause),
-                _ => e,
-            }),
-        };
-        over.store(true, Ordering::SeqCst);
-        result
+    let handle = node.handle();
+    let over = Arc::new(AtomicBool::new(false));
+    let relay = Relay { _node: node, over: Arc::clone(&over), session: Arc::clone(session) };
+    std::thread::spawn({
+        let (session, handle, counters) = (Arc::clone(session), handle.clone(), Arc::clone(&counters));
+        move || report(&session, &handle, &counters, &over)
     });
-    session.progress(progress(&node, &counters));
+    let consumed = consume(&mut reader, sink, &counters);
+    if consumed.is_err() {
+        // The window must not wait for a consumer that is gone; the relay goes on.
+        drop(reader);
+    }
+    let outcome = match consumed {
+        Ok(unpacked) => {
+            handle.wait_end().map(|record| (record, unpacked)).map_err(|e| anyhow::anyhow!("{e}"))
+        }
+        // When the stream itself ended early, that is the cause, and what the consumer says is its effect.
+        Err(e) => Err(match handle.ended() {
+            Some(Err(cause)) if !format!("{e:#}").contains(&cause) => e.context(cause),
+            _ => e,
+        }),
+    };
+    session.progress(progress(&handle, &counters));
     match outcome {
         Ok((record, unpacked)) => {
             session.ended(record);
-            Ok(Reception { record, unpacked, node })
+            Ok(Reception { record, unpacked, relay })
         }
-        Err(error) => Err(Broken { error, node: Some(Box::new(node)) }),
+        Err(error) => {
+            let error = match session.verdict() {
+                Some(Verdict::Out(why)) => NextWave(why).into(),
+                _ => error,
+            };
+            Err(Broken { error, relay: Some(Box::new(relay)) })
+        }
     }
 }
 
-fn progress(node: &Node, counters: &Counters) -> Progress {
+fn progress(node: &Handle, counters: &Counters) -> Progress {
     let received = node.received();
+    let standing = node.standing();
     Progress {
         chunks: received.chunks.load(Ordering::Relaxed),
         wire: received.wire.load(Ordering::Relaxed),
         plain: received.plain.load(Ordering::Relaxed),
         consumed: counters.consumed.load(Ordering::Relaxed),
-        window: node.fill().0 as u64,
+        held: standing.status.held,
+        taken: standing.status.consumed,
+        stuck: standing.status.stuck,
+        cover: standing.cover,
+        window: standing.fill as u64,
         entries: counters.entries.load(Ordering::Relaxed),
     }
 }
 
-/// Tells the server how far the node is, and stops the node when the server is lost.
-fn report(session: &Session, node: &Node, counters: &Counters, over: &AtomicBool) {
+/// Tells the server how far the node is, and stops the node when the server is lost or wants it out.
+fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBool) {
     let mut last = Progress::default();
     let mut quiet = Duration::ZERO;
     while !over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
-        if let Some(why) = session.lost() {
-            node.stop(&why);
-            return;
+        match session.verdict() {
+            Some(Verdict::Lost(why) | Verdict::Out(why)) => {
+                node.stop(&why);
+                return;
+            }
+            Some(Verdict::Released) | None => {}
         }
         quiet += Duration::from_millis(50);
         if quiet >= REPORT {

@@ -3,6 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{self, Progress, Registration, Start, ToNode, ToServer};
+use ka_chain::core::Place;
+use ka_chain::node::{Handle, Report};
 use ka_chain::stream::EndRecord;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -19,6 +21,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 pub enum Verdict {
     /// The wave is over.
     Released,
+    /// This node has no place in the wave any more, but in the next.
+    Out(String),
     /// The server gave the deployment up, or is gone.
     Lost(String),
 }
@@ -31,12 +35,21 @@ enum Out {
     Flush(SyncSender<()>),
 }
 
+/// What the reading thread shares with the others.
+#[derive(Debug, Default)]
+struct Inbox {
+    verdict: Option<Verdict>,
+    /// The node's place in the chain, and orders that came before it was taken.
+    relay: Option<Handle>,
+    early: Vec<(Place, Vec<SocketAddr>)>,
+}
+
 /// A session with the server.
 #[derive(Debug)]
 pub struct Session {
     out: SyncSender<Out>,
     orders: Mutex<Receiver<ToNode>>,
-    verdict: Arc<Mutex<Option<Verdict>>>,
+    inbox: Arc<Mutex<Inbox>>,
     socket: TcpStream,
     /// Disconnected when the reading thread is gone: the server has closed, or the connection broke.
     reading: Mutex<Receiver<()>>,
@@ -71,7 +84,7 @@ impl Session {
         };
         let (out, queue) = sync_channel::<Out>(QUEUE);
         let (orders_in, orders) = sync_channel(16);
-        let verdict = Arc::new(Mutex::new(None));
+        let inbox = Arc::new(Mutex::new(Inbox::default()));
         std::thread::spawn(move || {
             for out in queue {
                 match out {
@@ -84,14 +97,14 @@ impl Session {
             }
         });
         let pongs = out.clone();
-        let shared = Arc::clone(&verdict);
+        let shared = Arc::clone(&inbox);
         let (alive, reading) = sync_channel(0);
         std::thread::spawn(move || {
-            read_loop(&mut reader, &pongs, &orders_in, &shared);
+            read_loop(&mut reader, address, &pongs, &orders_in, &shared);
             drop(alive);
         });
         let (orders, reading) = (Mutex::new(orders), Mutex::new(reading));
-        Ok(Self { out, orders, verdict, socket, reading, server: address, name, order })
+        Ok(Self { out, orders, inbox, socket, reading, server: address, name, order })
     }
 
     /// Tells the server something. A dead connection shows in [`Session::lost`], not here.
@@ -108,6 +121,40 @@ impl Session {
     /// Tells how far the node is.
     pub fn progress(&self, progress: Progress) {
         self.try_tell(ToServer::Progress(progress));
+    }
+
+    /// Passes on what the node's place in the chain reports; never waits.
+    pub fn report(&self, report: Report) {
+        let message = match report {
+            Report::Joined(link) => ToServer::Joined(link),
+            Report::Lost(link, why) => ToServer::Lost { link, why },
+            Report::Lacking(link, oldest) => ToServer::Lacking { link, oldest },
+            Report::Silent(child) => ToServer::Silent(child),
+        };
+        if !self.try_tell(message) {
+            log::warn!("a report to the server found no room");
+        }
+    }
+
+    /// From now on orders go to this place in the chain; with none they wait for the next.
+    pub fn set_relay(&self, relay: Option<Handle>) {
+        let mut inbox = lock(&self.inbox);
+        if let Some(relay) = &relay {
+            for (place, addresses) in inbox.early.drain(..) {
+                relay.place(place, addresses);
+            }
+        }
+        inbox.relay = relay;
+    }
+
+    /// Forgets that the node was put out of a wave: it makes itself ready for the next.
+    pub fn again(&self) {
+        let mut inbox = lock(&self.inbox);
+        inbox.relay = None;
+        inbox.early.clear();
+        if matches!(inbox.verdict, Some(Verdict::Out(_))) {
+            inbox.verdict = None;
+        }
     }
 
     /// Says that the node holds the end record.
@@ -140,7 +187,7 @@ impl Session {
         }
     }
 
-    /// Waits until the wave is released or the server is lost.
+    /// Waits until the wave is released, the node is out of it, or the server is lost.
     #[must_use]
     pub fn wait_verdict(&self) -> Verdict {
         loop {
@@ -154,7 +201,7 @@ impl Session {
     /// What the server decided, if it did.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.inbox).verdict.clone()
     }
 
     /// Why the server is lost, if it is.
@@ -196,17 +243,23 @@ impl Session {
     }
 }
 
+fn lock(inbox: &Mutex<Inbox>) -> std::sync::MutexGuard<'_, Inbox> {
+    // Every critical section leaves it whole.
+    inbox.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn read_loop(
     reader: &mut TcpStream,
+    server: SocketAddr,
     pongs: &SyncSender<Out>,
     orders: &SyncSender<ToNode>,
-    verdict: &Mutex<Option<Verdict>>,
+    inbox: &Mutex<Inbox>,
 ) {
     let decide = |what: Verdict| {
-        let mut slot = verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        // A release stands: after it a closed connection is no loss.
-        if slot.is_none() {
-            *slot = Some(what);
+        let mut inbox = lock(inbox);
+        // A release stands: after it a closed connection is no loss. A loss follows on being out of a wave.
+        if matches!(inbox.verdict, None | Some(Verdict::Out(_))) {
+            inbox.verdict = Some(what);
         }
     };
     loop {
@@ -214,7 +267,21 @@ fn read_loop(
             // When the queue is full the server has other signs of life.
             Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(Out::Message(ToServer::Pong(n)))),
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
+            Ok(Some(ToNode::Out(why))) => decide(Verdict::Out(why)),
             Ok(Some(ToNode::Abort(why))) => decide(Verdict::Lost(format!("the server gave up: {why}"))),
+            Ok(Some(ToNode::Place { place, addresses })) => {
+                let addresses = if addresses.is_empty() { vec![server] } else { addresses };
+                let mut inbox = lock(inbox);
+                match &inbox.relay {
+                    Some(relay) => relay.place(place, addresses),
+                    None if inbox.early.len() < EARLY => inbox.early.push((place, addresses)),
+                    // Each order says everything, so only the last ones matter.
+                    None => {
+                        inbox.early.clear();
+                        inbox.early.push((place, addresses));
+                    }
+                }
+            }
             Ok(Some(order)) => {
                 if orders.try_send(order).is_err() {
                     decide(Verdict::Lost("the server sends more orders than there can be".to_owned()));
@@ -232,6 +299,9 @@ fn read_loop(
         }
     }
 }
+
+/// Orders that may come before the node has taken its place.
+const EARLY: usize = 64;
 
 fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
     let end = Instant::now() + patience;

@@ -66,7 +66,7 @@ impl Feeder {
     pub fn new(
         wave: &Wave,
         store: Arc<Store>,
-        signer: Option<Signer>,
+        signer: Option<Arc<Signer>>,
         compression: Compression,
         threads: usize,
     ) -> Self {
@@ -286,7 +286,7 @@ fn work(
 /// Puts the chunks into the store, in order, each group after its list.
 struct Pusher {
     store: Arc<Store>,
-    signer: Option<Signer>,
+    signer: Option<Arc<Signer>>,
     seal: Arc<Seal>,
     pool: Pool,
     tally: Tally,
@@ -350,7 +350,7 @@ mod tests {
         let store = Store::new().unwrap();
         let reader =
             StreamReader::new(Cursor::new(&store), Arc::new(Seal::new(&wave)), Pool::new(4)).unwrap();
-        let signer = signed.then(|| Signer::new(&wave).unwrap());
+        let signer = signed.then(|| Arc::new(Signer::new(&wave).unwrap()));
         let checker = signer.as_ref().map(|signer| Checker::new(signer.public(), &wave));
         let (moving, seal) = (Arc::clone(&store), Seal::new(&wave));
         // What the relaying thread does, without a chain: from the source to the consumer.

@@ -103,7 +103,7 @@ fn lab(count: u32, arity: usize) -> Lab {
             };
         }
     });
-    let feeder = Feeder::new(&key, Arc::clone(head.store()), Some(signer), Compression::Off, 2);
+    let feeder = Feeder::new(&key, Arc::clone(head.store()), Some(Arc::new(signer)), Compression::Off, 2);
     Lab { feeder, head, nodes, addresses, events, server: Some(server) }
 }
 

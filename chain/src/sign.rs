@@ -50,6 +50,12 @@ impl std::fmt::Debug for Signer {
     }
 }
 
+impl PartialEq for Signer {
+    fn eq(&self, other: &Self) -> bool {
+        self.public() == other.public()
+    }
+}
+
 impl Signer {
     /// A fresh key.
     ///

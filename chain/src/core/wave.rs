@@ -85,6 +85,7 @@ struct Member {
     status: Status,
     stuck_since: Option<Time>,
     ended: bool,
+    failed: bool,
 }
 
 /// Makes links from one random key, so that the wave itself needs no source of chance.
@@ -139,6 +140,7 @@ impl Wave {
             status: Status::default(),
             stuck_since: None,
             ended: false,
+            failed: false,
         };
         let members = (1..=count).map(|n| (NodeId(n), member(n, &mut links))).collect();
         Self {
@@ -309,12 +311,23 @@ impl Wave {
         }
     }
 
-    /// Whether every node that is still in holds the end.
+    /// A node's installation failed; it goes on as a relay.
+    pub fn failed(&mut self, node: NodeId) {
+        if let Some(member) = self.living(node) {
+            member.failed = true;
+        }
+    }
+
+    /// Whether every node that is still in, and has not failed, holds the end.
     #[must_use]
     pub fn may_release(&self) -> bool {
         let mut relevant =
             self.members.values().filter(|m| m.standing == Standing::In || is_planted(Mutation::WaitForDead));
-        if is_planted(Mutation::ReleaseEarly) { relevant.any(|m| m.ended) } else { relevant.all(|m| m.ended) }
+        if is_planted(Mutation::ReleaseEarly) {
+            relevant.any(|m| m.ended)
+        } else {
+            relevant.all(|m| m.ended || m.failed)
+        }
     }
 
     /// The wave is over: from now on closed connections are no deaths.
@@ -384,7 +397,8 @@ impl Wave {
             self.attach(parent, last);
         }
         for end in [node, parent] {
-            if self.members.get(&end).is_some_and(|m| m.dead_links >= DEAD_LINKS) {
+            // One that holds everything only waits for the release.
+            if self.members.get(&end).is_some_and(|m| m.dead_links >= DEAD_LINKS && !m.ended) {
                 let why = format!("{DEAD_LINKS} of its links were dead");
                 actions.extend(self.take(end, Standing::Out, &why));
             }

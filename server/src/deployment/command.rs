@@ -58,6 +58,21 @@ pub struct DeployArgs {
     /// a node that answers no ping for so long is dead (default 8 s)
     #[argh(option, arg_name = "TIME", default = "String::from(\"8s\")")]
     pub dead_after: String,
+    /// deaths in a row that the chain survives (default 2)
+    #[argh(option, arg_name = "F", default = "2")]
+    pub survive: u8,
+    /// a node whose disk takes nothing for so long goes to the next wave (default 60 s)
+    #[argh(option, arg_name = "TIME", default = "String::from(\"60s\")")]
+    pub stall: String,
+    /// memory for chunks kept for those who lost more parents than --survive (default: an eighth of the RAM, at most 1G)
+    #[argh(option, arg_name = "SIZE")]
+    pub history: Option<String>,
+    /// waves that a node may be in (default 2)
+    #[argh(option, arg_name = "N", default = "2")]
+    pub tries: u32,
+    /// no signed lists: nodes of a wave trust each other not to forge
+    #[argh(switch)]
+    pub trust_nodes: bool,
     /// auto (default), off, or a zstd level from 1 to 19
     #[argh(option, arg_name = "LEVEL", default = "String::from(\"auto\")")]
     pub compress: String,
@@ -149,6 +164,16 @@ pub struct Settings {
     pub arity: usize,
     /// Silence that means death.
     pub dead_after: Duration,
+    /// Deaths in a row that are survived.
+    pub survive: u8,
+    /// How long a node's disk may take nothing.
+    pub stall: Duration,
+    /// Wire bytes kept beyond the window.
+    pub history: usize,
+    /// Waves that a node may be in.
+    pub tries: u32,
+    /// Whether signed lists are left out.
+    pub trust_nodes: bool,
     /// How chunks are compressed.
     pub compression: Compression,
     /// Wire bytes of the server's window.
@@ -212,6 +237,16 @@ impl DeployArgs {
         if dead_after < Duration::from_secs(2) {
             bail!("--dead-after must be at least 2 s: nodes are pinged once a second");
         }
+        let stall = time("stall", &self.stall)?;
+        if stall < dead_after {
+            bail!("--stall must not be shorter than --dead-after");
+        }
+        if self.survive > 8 {
+            bail!("--survive must be at most 8: windows grow with it");
+        }
+        if self.tries == 0 {
+            bail!("--tries must be at least 1");
+        }
         Ok(Settings {
             nodes: self.nodes,
             min_nodes: self.min_nodes,
@@ -220,6 +255,11 @@ impl DeployArgs {
             order,
             arity: self.arity,
             dead_after,
+            survive: self.survive,
+            stall,
+            history: self.history_bytes()?,
+            tries: self.tries,
+            trust_nodes: self.trust_nodes,
             compression,
             window: usize::try_from(window).context("--window")?,
             listen: self.listen_addresses()?,
@@ -229,6 +269,19 @@ impl DeployArgs {
                 Some(text) => text.parse().context("--name-pattern")?,
             },
         })
+    }
+
+    /// What `--history` says, or an eighth of the RAM, at most 1 GiB.
+    fn history_bytes(&self) -> Result<usize> {
+        let bytes = match &self.history {
+            Some(text) => parse_size(text).context("--history")?,
+            None => {
+                let info = rustix::system::sysinfo();
+                let ram = u64::from(info.mem_unit) * u64::try_from(info.totalram).unwrap_or(0);
+                (ram / 8).min(1 << 30)
+            }
+        };
+        usize::try_from(bytes).context("--history")
     }
 
     /// `ADDR`, `ADDR:PORT`, `:PORT` or nothing. Without an address all are listened on, by IPv6 and IPv4.

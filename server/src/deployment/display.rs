@@ -66,7 +66,7 @@ impl Display {
         if since < pause {
             return;
         }
-        let slowest = deployment.nodes.values().filter(|n| n.in_wave && n.status == Status::Running);
+        let slowest = deployment.nodes.values().filter(|n| n.status == Status::Running);
         let slowest = slowest.map(|n| n.progress.consumed).min().unwrap_or_default();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         let rate = (slowest.saturating_sub(self.last_bytes) as f64 / since.as_secs_f64()) as u64;
@@ -136,7 +136,7 @@ impl Display {
         }
         let (done, failed) = deployment.counts();
         out.push_str(&format!("{done} done, {failed} failed"));
-        if let (Some(Ok(record)), Some(time)) = (&deployment.fed, deployment.stream_time(now)) {
+        if let (Some(Ok(record)), Some(time)) = (deployment.last_sent(), deployment.stream_time(now)) {
             let seconds = time.as_secs_f64().max(0.001);
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
             let rate = (record.bytes as f64 / seconds) as u64;

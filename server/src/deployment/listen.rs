@@ -5,7 +5,7 @@ use super::state::ConnectionId;
 use anyhow::{Context, Result};
 use ka_chain::control::{self, Registration, ToNode, ToServer};
 use ka_chain::link::{self, HANDSHAKE};
-use ka_chain::node::Children;
+use ka_chain::node::Handle;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -37,7 +37,7 @@ const WRITE: Duration = Duration::from_secs(20);
 pub struct Hub {
     incoming: SyncSender<Incoming>,
     nodes: Mutex<BTreeMap<ConnectionId, (SyncSender<ToNode>, TcpStream)>>,
-    children: Mutex<Option<Arc<Children>>>,
+    head: Mutex<Option<Handle>>,
     next: AtomicU64,
     handshakes: AtomicUsize,
     /// Registered nodes whose connection is open.
@@ -56,7 +56,7 @@ impl Hub {
         let hub = Arc::new(Self {
             incoming,
             nodes: Mutex::default(),
-            children: Mutex::default(),
+            head: Mutex::default(),
             next: AtomicU64::new(1),
             handshakes: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -131,8 +131,8 @@ impl Hub {
                 .and_then(|()| stream.read_exact(&mut hello));
             match greeted {
                 Err(e) => hub.stray(from, &format!("it did not say what it wants: {e}")),
-                Ok(()) if hello == link::HELLO => match hub.children() {
-                    Some(children) => children.serve(stream, from),
+                Ok(()) if hello == link::HELLO => match hub.head() {
+                    Some(head) => head.serve(stream, from),
                     None => hub.stray(from, "no wave has begun"),
                 },
                 Ok(()) if hello == control::HELLO => match control::receive(&mut stream) {
@@ -200,13 +200,13 @@ impl Hub {
         self.open.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn children(&self) -> Option<Arc<Children>> {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn head(&self) -> Option<Handle> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on data connections belong to `children`.
-    pub fn feed(&self, children: Arc<Children>) {
-        *self.children.lock().unwrap_or_else(PoisonError::into_inner) = Some(children);
+    /// From now on data connections belong to `head`, or to nobody.
+    pub fn feed(&self, head: Option<Handle>) {
+        *self.head.lock().unwrap_or_else(PoisonError::into_inner) = head;
     }
 
     /// Queues a message for a node; never waits.
@@ -241,8 +241,8 @@ impl Hub {
     /// Stops listening and closes everything.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        if let Some(children) = self.children() {
-            children.close();
+        if let Some(head) = self.head() {
+            head.stop("the server stopped");
         }
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

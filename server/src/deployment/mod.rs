@@ -12,15 +12,16 @@ pub mod state;
 
 use crate::nodes::{Identity, Mac, Nodes};
 use anyhow::{Context, Result};
-use command::DeployArgs;
+use command::{DeployArgs, Settings};
 use display::Display;
 use golden::Plan;
 use ka_chain::control::{Registration, ToNode, ToServer};
+use ka_chain::core::HEAD;
+use ka_chain::core::relay::Limits;
 use ka_chain::feed::Feeder;
-use ka_chain::link::LinkId;
-use ka_chain::node::Children;
+use ka_chain::node::{Config, Node, Report};
 use ka_chain::seal::{Wave, random};
-use ka_chain::window::Window;
+use ka_chain::sign::Signer;
 use ka_cli::exit::Exit;
 use ka_layout::order::InstallOrder;
 use listen::{Hub, Incoming};
@@ -33,7 +34,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the state machine looks at the clock.
@@ -96,11 +97,12 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         name,
         logs,
         hub: Arc::clone(&hub),
-        deployment: Deployment::new(settings.clone(), id),
+        deployment: Deployment::new(settings.clone(), id, Instant::now()),
         threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
-        window: settings.window,
-        compression: settings.compression,
+        settings,
         pxe,
+        head: None,
+        reports: sync_channel(QUEUE),
         feeding: None,
         plain: Arc::default(),
         current: Current::default(),
@@ -132,10 +134,12 @@ struct Run<'a> {
     hub: Arc<Hub>,
     deployment: Deployment,
     threads: usize,
-    window: usize,
-    compression: ka_chain::feed::Compression,
+    settings: Settings,
     pxe: Pxe,
-    feeding: Option<(Receiver<Result<Sent>>, Arc<Window>)>,
+    head: Option<Node>,
+    /// What the head reports.
+    reports: (SyncSender<Report>, Receiver<Report>),
+    feeding: Option<Receiver<Result<Sent>>>,
     plain: Arc<AtomicU64>,
     current: Current,
     summary: Option<ka_archive::PackSummary>,
@@ -166,7 +170,7 @@ impl Run<'_> {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let now = Instant::now();
-            if let Some((done, _)) = &self.feeding
+            if let Some(done) = &self.feeding
                 && let Ok(result) = done.try_recv()
             {
                 self.feeding = None;
@@ -175,6 +179,9 @@ impl Run<'_> {
                     sent.record
                 });
                 actions.extend(self.deployment.fed(result.map_err(|e| format!("{e:#}"))));
+            }
+            while let Ok(report) = self.reports.1.try_recv() {
+                actions.extend(self.deployment.head_report(&report, now));
             }
             actions.extend(self.deployment.tick(now));
             if now.duration_since(last_ping) >= ka_chain::control::PING {
@@ -281,7 +288,22 @@ impl Run<'_> {
             Action::Send(connection, message) => self.hub.send(connection, message),
             Action::Close(connection) => self.hub.close(connection),
             Action::Say(text) => display.say(&text),
-            Action::Feed(wave, links) => self.start_feeding(&wave, &links),
+            Action::Feed(wave, signer) => {
+                if let Err(e) = self.start_feeding(&wave, signer) {
+                    display.say(&format!("SENDING FAILED: {e:#}"));
+                    let failed = self.deployment.fed(Err(format!("{e:#}")));
+                    debug_assert!(failed.len() == 1);
+                }
+            }
+            Action::Head(place) => {
+                if let Some(head) = &self.head {
+                    head.place(place, Vec::new());
+                }
+            }
+            Action::CloseHead => {
+                self.hub.feed(None);
+                self.head = None;
+            }
             Action::Final(name) => {
                 let installed = self
                     .deployment
@@ -293,10 +315,29 @@ impl Run<'_> {
         }
     }
 
-    fn start_feeding(&mut self, wave: &Wave, links: &[LinkId]) {
-        let window = Window::new(self.window);
-        self.hub.feed(Children::new(&window, links));
-        let feeder = Feeder::new(wave, Arc::clone(&window), self.compression, self.threads);
+    fn start_feeding(&mut self, wave: &Wave, signer: Option<Arc<Signer>>) -> Result<()> {
+        let config = Config {
+            wave: wave.clone(),
+            me: HEAD,
+            limits: Limits {
+                survive: self.settings.survive,
+                window: self.settings.window,
+                history: self.settings.history,
+            },
+            dead_after: self.settings.dead_after,
+            signer: None,
+        };
+        let reports = self.reports.0.clone();
+        let report = move |report| {
+            if reports.try_send(report).is_err() {
+                log::warn!("a report of the head found no room");
+            }
+        };
+        let head = Node::head(config, Box::new(report)).context("setting up the head of the chain")?;
+        self.hub.feed(Some(head.handle()));
+        let store = Arc::clone(head.store());
+        let feeder = Feeder::new(wave, store, signer, self.settings.compression, self.threads);
+        self.head = Some(head);
         self.plain = feeder.counter();
         let source = match &self.args.source_cmd {
             Some(command) => Source::Command(command.clone()),
@@ -308,7 +349,8 @@ impl Run<'_> {
             // Nobody takes it when the deployment was interrupted.
             let _ = done.send(source::feed(&source, feeder, current));
         });
-        self.feeding = Some((receiver, window));
+        self.feeding = Some(receiver);
+        Ok(())
     }
 
     /// Summary, files, exit code.
@@ -325,8 +367,8 @@ impl Run<'_> {
                 self.hub.send(connection, ToNode::Abort(why.to_owned()));
                 self.hub.close(connection);
             }
-            if let Some((_, window)) = &self.feeding {
-                window.stop(why);
+            if let Some(head) = &self.head {
+                head.stop(why);
             }
         }
         // A release or an abort that is still queued must reach its node.

@@ -3,14 +3,20 @@
 
 use super::command::{Order, Settings};
 use ka_chain::control::{Progress, Purpose, Registration, Start, ToNode, ToServer};
-use ka_chain::link::LinkId;
-use ka_chain::seal::{Wave, random};
+use ka_chain::core::wave::{self, Standing};
+use ka_chain::core::{Clock, HEAD, NodeId, Place, Time, wave::Wave};
+use ka_chain::node::Report;
+use ka_chain::seal::{self, random};
+use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
-use ka_chain::topology::{self, Parent};
-use std::collections::BTreeMap;
+use ka_chain::topology;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long the nodes that are owed another wave wait for each other, when `--wait` does not say.
+const NEXT_WAVE: Duration = Duration::from_secs(60);
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
 
@@ -60,12 +66,14 @@ pub struct Node {
     pub ended: Option<EndRecord>,
     /// It says that it is done; believed when it holds what was sent.
     pub claims_done: bool,
-    /// Whether it has a place in the wave.
-    pub in_wave: bool,
+    /// The last wave that it was in; 0 before its first.
+    pub wave: u32,
+    /// Waves that it was in.
+    pub tries: u32,
     /// Facts for the summary.
     pub facts: Vec<(String, String)>,
     /// When it was last heard.
-    pub heard: Instant,
+    pub heard: Time,
     /// When it registered.
     pub since: Instant,
     /// When it was done or failed.
@@ -85,14 +93,30 @@ impl Node {
 pub enum Action {
     /// Send this over a connection.
     Send(ConnectionId, ToNode),
-    /// Begin to feed the chain: these links lead from the server.
-    Feed(Wave, Vec<LinkId>),
+    /// Begin to feed the chain.
+    Feed(seal::Wave, Option<Arc<Signer>>),
+    /// The head's place in it.
+    Head(Place),
+    /// The stream is over at every node: the head may close.
+    CloseHead,
     /// Close a connection.
     Close(ConnectionId),
     /// Tell the operator.
     Say(String),
     /// A node's state became final, for the boot service.
     Final(String),
+}
+
+/// The wave whose stream flows.
+#[derive(Debug)]
+struct Current {
+    core: Wave,
+    key: seal::Wave,
+    signer: Option<Arc<Signer>>,
+    names: BTreeMap<NodeId, String>,
+    ids: BTreeMap<String, NodeId>,
+    /// Nodes that have their `Start`; later orders are `Place`s.
+    placed: BTreeSet<NodeId>,
 }
 
 /// The deployment.
@@ -103,29 +127,48 @@ pub struct Deployment {
     /// The nodes by name.
     pub nodes: BTreeMap<String, Node>,
     connections: BTreeMap<ConnectionId, String>,
-    first_ready: Option<Instant>,
-    /// When the stream began.
+    clock: Clock,
+    begun: Instant,
+    first_ready: Option<Time>,
+    current: Option<Current>,
+    /// Waves that have begun.
+    pub waves: u32,
+    /// When the first stream began.
     pub started: Option<Instant>,
-    /// When every node held the end of the stream.
+    /// When the last stream was over at every node.
     pub released: Option<Instant>,
-    /// What the source sent, once it is all sent; or why it failed.
-    pub fed: Option<Result<EndRecord, String>>,
+    /// What each wave's source sent, once it is all sent; or why it failed.
+    sent: BTreeMap<u32, Result<EndRecord, String>>,
 }
 
 impl Deployment {
     /// A deployment without nodes.
     #[must_use]
-    pub fn new(settings: Settings, id: [u8; 16]) -> Self {
+    pub fn new(settings: Settings, id: [u8; 16], now: Instant) -> Self {
         Self {
             settings,
             id,
             nodes: BTreeMap::new(),
             connections: BTreeMap::new(),
+            clock: Clock::default(),
+            begun: now,
             first_ready: None,
+            current: None,
+            waves: 0,
             started: None,
             released: None,
-            fed: None,
+            sent: BTreeMap::new(),
         }
+    }
+
+    fn time(&mut self, now: Instant) -> Time {
+        self.clock.advance(now.saturating_duration_since(self.begun))
+    }
+
+    /// What the last wave's source sent, once it is all sent; or why it failed.
+    #[must_use]
+    pub fn last_sent(&self) -> Option<&Result<EndRecord, String>> {
+        self.sent.get(&self.waves)
     }
 
     /// Lets a node in under `name`, or refuses it. `order` is what it is to become.
@@ -138,14 +181,7 @@ impl Deployment {
         order: Vec<u8>,
         now: Instant,
     ) -> Vec<Action> {
-        if self.started.is_some() {
-            let why = "the deployment has begun without this node";
-            return vec![
-                Action::Send(connection, ToNode::Refused(why.to_owned())),
-                Action::Close(connection),
-                Action::Say(format!("{name} ({address}) came too late and was refused")),
-            ];
-        }
+        let time = self.time(now);
         let mut actions = Vec::new();
         if let Some(old) = self.nodes.get(&name) {
             if old.connected && !old.is_final() {
@@ -159,11 +195,22 @@ impl Deployment {
                 ];
             }
             // It was power-cycled, or failed and came again.
+            let tries = old.tries;
+            if tries >= self.settings.tries {
+                let why = format!("{name} was in {tries} waves already (--tries)");
+                return vec![
+                    Action::Send(connection, ToNode::Refused(why.clone())),
+                    Action::Close(connection),
+                    Action::Say(format!("{address} was refused: {why}")),
+                ];
+            }
             actions.push(Action::Say(format!("{name} is here again, from {address}")));
             actions.push(Action::Close(old.connection));
             self.connections.remove(&old.connection);
         }
-        actions.push(Action::Say(format!("{name} registered from {address}")));
+        let late = if self.waves > 0 { ", for the next wave" } else { "" };
+        actions.push(Action::Say(format!("{name} registered from {address}{late}")));
+        let tries = self.nodes.get(&name).map_or(0, |old| old.tries);
         let node = Node {
             connection,
             connected: true,
@@ -175,9 +222,10 @@ impl Deployment {
             progress: Progress::default(),
             ended: None,
             claims_done: false,
-            in_wave: false,
+            wave: 0,
+            tries,
             facts: Vec::new(),
-            heard: now,
+            heard: time,
             since: now,
             until: None,
         };
@@ -195,10 +243,15 @@ impl Deployment {
 
     /// A message came.
     pub fn message(&mut self, connection: ConnectionId, message: ToServer, now: Instant) -> Vec<Action> {
+        let time = self.time(now);
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
-        node.heard = now;
+        node.heard = time;
+        let id = self.current.as_ref().and_then(|current| current.ids.get(&node.name)).copied();
+        if let (Some(current), Some(id)) = (&mut self.current, id) {
+            current.core.heard(id, time);
+        }
         let mut actions = Vec::new();
         match message {
             ToServer::Register(_) => {
@@ -210,15 +263,41 @@ impl Deployment {
             // Logs go to the node's file; see `run`.
             ToServer::Log { .. } | ToServer::Pong(_) => {}
             ToServer::Ready => {
-                if node.status == Status::Preparing && self.started.is_none() {
+                if node.status == Status::Preparing {
                     node.status = Status::Ready;
                     node.step = "ready".to_owned();
-                    self.first_ready.get_or_insert(now);
+                    self.first_ready.get_or_insert(time);
                     actions.push(Action::Say(format!("{} is ready", node.name)));
                 }
             }
-            ToServer::Progress(progress) => node.progress = progress,
-            ToServer::Ended(record) => node.ended = Some(record),
+            ToServer::Progress(progress) => {
+                node.progress = progress;
+                let status =
+                    wave::Status { held: progress.held, consumed: progress.taken, stuck: progress.stuck };
+                actions.extend(self.in_wave(id, now, |core, id| core.status(id, status, time)));
+            }
+            ToServer::Joined(link) => {
+                actions.extend(self.in_wave(id, now, |core, id| {
+                    core.joined(id, &link, time);
+                    Vec::new()
+                }));
+            }
+            ToServer::Lost { link, why } => {
+                actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
+                actions.extend(self.in_wave(id, now, |core, id| core.lost(id, &link, time)));
+            }
+            ToServer::Lacking { link, oldest } => {
+                actions.extend(self.in_wave(id, now, |core, id| core.lacking(id, &link, oldest, time)));
+            }
+            ToServer::Silent(child) => {
+                actions.extend(self.in_wave(id, now, |core, id| core.silent_child(id, child, time)));
+            }
+            ToServer::Ended(record) => {
+                node.ended = Some(record);
+                if let (Some(current), Some(id)) = (&mut self.current, id) {
+                    current.core.ended(id);
+                }
+            }
             ToServer::Fact { name, value } => {
                 if node.facts.len() < 1000 {
                     node.facts.push((clean(&name, 100), clean(&value, 1000)));
@@ -238,19 +317,143 @@ impl Deployment {
         actions
     }
 
+    /// Tells the wave's core something, and does what it says.
+    fn in_wave(
+        &mut self,
+        id: Option<NodeId>,
+        now: Instant,
+        event: impl FnOnce(&mut Wave, NodeId) -> Vec<wave::Action>,
+    ) -> Vec<Action> {
+        match (&mut self.current, id) {
+            (Some(current), Some(id)) => {
+                let orders = event(&mut current.core, id);
+                self.carry_out(orders, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The head saw something.
+    pub fn head_report(&mut self, report: &Report, now: Instant) -> Vec<Action> {
+        let time = self.time(now);
+        match report {
+            Report::Silent(child) => {
+                self.in_wave(Some(HEAD), now, |core, id| core.silent_child(id, *child, time))
+            }
+            // The head has no parent.
+            Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) => Vec::new(),
+        }
+    }
+
+    /// What the wave's core decided, as messages.
+    fn carry_out(&mut self, orders: Vec<wave::Action>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for order in orders {
+            match order {
+                wave::Action::Order(HEAD, place) => actions.push(Action::Head(place)),
+                wave::Action::Order(id, place) => actions.extend(self.order(id, place)),
+                wave::Action::Dead(id, why) => {
+                    let Some(connection) = self.connection_of(id) else { continue };
+                    let step = self.node_of(connection).map(|n| n.step.clone()).unwrap_or_default();
+                    actions.push(Action::Close(connection));
+                    actions.extend(self.fail(connection, step, why, now));
+                    self.forget(connection);
+                }
+                wave::Action::Out(id, why) => actions.extend(self.out(id, &why, now)),
+                wave::Action::Say(text) => actions.push(Action::Say(self.with_names(&text))),
+            }
+        }
+        actions
+    }
+
+    /// The core knows nodes by number.
+    fn with_names(&self, text: &str) -> String {
+        let Some(current) = &self.current else { return text.to_owned() };
+        let words = text.split(' ').collect::<Vec<_>>();
+        let mut out: Vec<String> = Vec::new();
+        for word in words {
+            let number = word.trim_end_matches([',', ':', ';']).parse().ok().map(NodeId);
+            let name = number.and_then(|id| current.names.get(&id));
+            match (name, out.last().is_some_and(|last| last == "node")) {
+                (Some(name), true) => {
+                    out.pop();
+                    out.push(name.clone());
+                }
+                _ => out.push(word.to_owned()),
+            }
+        }
+        out.join(" ")
+    }
+
+    fn connection_of(&self, id: NodeId) -> Option<ConnectionId> {
+        let name = self.current.as_ref()?.names.get(&id)?;
+        self.nodes.get(name).map(|node| node.connection)
+    }
+
+    fn order(&mut self, id: NodeId, place: Place) -> Option<Action> {
+        let current = self.current.as_mut()?;
+        let first = current.placed.insert(id);
+        let node = current.names.get(&id).and_then(|name| self.nodes.get(name))?;
+        let parent = place.parent.as_ref().and_then(|(parent, _)| current.names.get(parent));
+        let parent = parent.and_then(|name| self.nodes.get(name));
+        // Without an address: the server itself.
+        let addresses = parent.map_or_else(Vec::new, |parent| addresses_for(node, parent));
+        let message = if first {
+            ToNode::Start(Box::new(Start {
+                wave: current.key.clone(),
+                me: id,
+                nodes: u32::try_from(current.names.len()).unwrap_or(u32::MAX),
+                survive: self.settings.survive,
+                dead_after: u32::try_from(self.settings.dead_after.as_millis()).unwrap_or(u32::MAX),
+                signer: current.signer.as_ref().map(|signer| signer.public()),
+                place,
+                addresses,
+            }))
+        } else {
+            ToNode::Place { place, addresses }
+        };
+        Some(Action::Send(node.connection, message))
+    }
+
+    /// A node has no place in the wave any more; it gets another wave, or none.
+    fn out(&mut self, id: NodeId, why: &str, now: Instant) -> Vec<Action> {
+        let Some(connection) = self.connection_of(id) else { return Vec::new() };
+        let tries = self.settings.tries;
+        let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
+            return Vec::new();
+        };
+        if node.is_final() {
+            return vec![Action::Send(connection, ToNode::Out(why.to_owned()))];
+        }
+        if node.tries < tries {
+            node.status = Status::Preparing;
+            node.ended = None;
+            node.claims_done = false;
+            node.step = "next wave".to_owned();
+            return vec![
+                Action::Say(format!("{} goes to the next wave: {why}", node.name)),
+                Action::Send(connection, ToNode::Out(why.to_owned())),
+            ];
+        }
+        let why = format!("{why}, in wave {} of {tries} (--tries)", node.tries);
+        let mut actions = vec![Action::Send(connection, ToNode::Abort(why.clone()))];
+        actions.extend(self.fail(connection, "receive".to_owned(), why, now));
+        actions
+    }
+
     /// Nodes that say they are done: they are, when they hold just the stream that was sent. A node can be done before the
     /// source's own thread has said that everything is sent; it is judged when both are known.
     fn settle(&mut self, now: Instant) -> Vec<Action> {
-        let Some(sent) = self.fed.clone() else { return Vec::new() };
-        let claims: Vec<(ConnectionId, Option<EndRecord>)> = self
+        let claims: Vec<(ConnectionId, u32, Option<EndRecord>)> = self
             .nodes
             .values()
             .filter(|n| n.claims_done && n.status == Status::Running)
-            .map(|n| (n.connection, n.ended))
+            .map(|n| (n.connection, n.wave, n.ended))
             .collect();
         let mut actions = Vec::new();
-        for (connection, held) in claims {
-            if matches!((&sent, held), (Ok(sent), Some(held)) if *sent == held) {
+        for (connection, wave, held) in claims {
+            let Some(sent) = self.sent.get(&wave) else { continue };
+            if matches!((sent, held), (Ok(sent), Some(held)) if *sent == held) {
                 let name = self.connections.get(&connection);
                 let Some(node) = name.and_then(|name| self.nodes.get_mut(name)) else { continue };
                 node.status = Status::Done;
@@ -276,94 +479,120 @@ impl Deployment {
         let say = format!("{name} FAILED in step {step}: {error}");
         node.status = Status::Failed { step, error };
         node.until = Some(now);
+        if let Some(current) = &mut self.current
+            && let Some(id) = current.ids.get(&name)
+        {
+            current.core.failed(*id);
+        }
         vec![Action::Say(say), Action::Final(name)]
     }
 
-    /// A connection is gone. Before the start the node may come again; later it has failed.
+    fn forget(&mut self, connection: ConnectionId) {
+        if let Some(node) = self.connections.remove(&connection).and_then(|name| self.nodes.get_mut(&name)) {
+            node.connected = false;
+        }
+    }
+
+    /// A connection is gone. While its wave runs the node is dead; before the node may come again; later it has failed.
     pub fn closed(&mut self, connection: ConnectionId, why: &str, now: Instant) -> Vec<Action> {
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
         node.connected = false;
         let (name, step, known) = (node.name.clone(), node.step.clone(), node.is_final());
-        let in_wave = node.in_wave;
+        let waited = matches!(node.status, Status::Preparing | Status::Ready);
+        let why = format!("the connection was lost: {why}");
         let mut actions = Vec::new();
-        if !known && in_wave {
-            actions = self.fail(connection, step, format!("the connection was lost: {why}"), now);
-        } else if !known {
+        let id = self.current.as_ref().and_then(|current| current.ids.get(&name)).copied();
+        // Also one that has failed is a relay whose children need another parent.
+        actions.extend(self.in_wave(id, now, |core, id| core.gone(id, &why)));
+        if !known && waited {
             actions.push(Action::Say(format!("{name} went away: {why}")));
             self.nodes.remove(&name);
+        } else if !known {
+            actions.extend(self.fail(connection, step, why, now));
         }
         self.connections.remove(&connection);
         actions
     }
 
-    /// The source is through, or failed.
+    /// The source of the last wave is through, or failed.
     pub fn fed(&mut self, result: Result<EndRecord, String>) -> Vec<Action> {
         let say = match &result {
             Ok(record) => format!("everything was sent: {} bytes in {} chunks", record.bytes, record.chunks),
             Err(e) => format!("SENDING FAILED: {e}"),
         };
-        self.fed = Some(result);
+        self.sent.insert(self.waves, result);
         vec![Action::Say(say)]
     }
 
     /// Time passed: starts, releases, declares the silent dead.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
+        let time = self.time(now);
         let mut actions = self.settle(now);
-        // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks may be busy.
-        let endured = match self.released {
-            Some(_) => self.settings.dead_after.max(AFTER_RELEASE),
-            None => self.settings.dead_after,
-        };
-        let silent: Vec<ConnectionId> = self
+        // Those whose stream flows are judged by the wave.
+        let flows = |n: &Node| self.current.as_ref().is_some_and(|c| c.ids.contains_key(&n.name));
+        let silent: Vec<(ConnectionId, Duration)> = self
             .nodes
             .values()
-            .filter(|n| n.connected && now.saturating_duration_since(n.heard) >= endured)
-            .map(|n| n.connection)
+            .filter(|n| n.connected && !flows(n))
+            .filter_map(|n| {
+                // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks
+                // may be busy.
+                let running = n.status == Status::Running;
+                let endured =
+                    self.settings.dead_after.max(if running { AFTER_RELEASE } else { Duration::ZERO });
+                (time.saturating_sub(n.heard) >= endured).then_some((n.connection, endured))
+            })
             .collect();
-        for connection in silent {
+        for (connection, endured) in silent {
             let why = format!("it was silent for {} s", endured.as_secs());
             actions.push(Action::Close(connection));
             actions.extend(self.closed(connection, &why, now));
         }
-        if self.started.is_none() && self.may_start(now) {
-            match self.start(now) {
+        if let Some(current) = &mut self.current {
+            let orders = current.core.tick(time);
+            actions.extend(self.carry_out(orders, now));
+        }
+        if self.current.is_none() && self.may_start(time) {
+            match self.start(now, time) {
                 Ok(more) => actions.extend(more),
                 Err(e) => actions.push(Action::Say(format!("starting failed: {e}"))),
             }
         }
-        if self.started.is_some() && self.released.is_none() && self.may_release() {
-            self.released = Some(now);
-            actions.extend(
-                self.nodes
-                    .values()
-                    .filter(|n| n.connected)
-                    .map(|n| Action::Send(n.connection, ToNode::Release)),
-            );
+        if self.may_release() {
+            actions.extend(self.release(now));
         }
         actions
     }
 
-    fn may_start(&self, now: Instant) -> bool {
-        let ready = self.nodes.values().filter(|n| n.status == Status::Ready).count();
-        let failed = self.nodes.values().filter(|n| n.is_final()).count();
+    fn may_start(&self, time: Time) -> bool {
+        let count = |test: &dyn Fn(&Node) -> bool| self.nodes.values().filter(|n| test(n)).count();
+        let ready = count(&|n| n.status == Status::Ready);
         if ready == 0 {
             return false;
         }
-        // A node that failed before the start will not become ready: nobody waits for it.
-        let all = self.settings.nodes.is_some_and(|n| ready + failed >= n as usize);
-        let waited = match (self.settings.wait, self.first_ready) {
-            (Some(wait), Some(first)) => {
-                now.saturating_duration_since(first) >= wait && ready >= self.settings.min_nodes as usize
-            }
-            _ => false,
+        let waited = |wait: Duration| {
+            self.first_ready.is_some_and(|first| time.saturating_sub(first) >= wait)
+                && ready >= self.settings.min_nodes as usize
         };
-        all || waited
+        if self.waves > 0 {
+            let owed = count(&|n| n.status == Status::Preparing);
+            return owed == 0 || waited(self.settings.wait.unwrap_or(NEXT_WAVE));
+        }
+        // A node that failed before the start will not become ready: nobody waits for it.
+        let failed = count(&Node::is_final);
+        let all = self.settings.nodes.is_some_and(|n| ready + failed >= n as usize);
+        all || self.settings.wait.is_some_and(waited)
     }
 
-    fn start(&mut self, now: Instant) -> Result<Vec<Action>, ka_chain::Error> {
-        let wave = Wave::new(self.id, 1)?;
+    fn start(&mut self, now: Instant, time: Time) -> Result<Vec<Action>, ka_chain::Error> {
+        let number = self.waves + 1;
+        let key = seal::Wave::new(self.id, number)?;
+        let signer = match self.settings.trust_nodes {
+            true => None,
+            false => Some(Arc::new(Signer::new(&key)?)),
+        };
         let mut ready: Vec<&Node> = self.nodes.values().filter(|n| n.status == Status::Ready).collect();
         match self.settings.order {
             Order::Arrival => ready.sort_by_key(|n| n.connection),
@@ -372,53 +601,65 @@ impl Deployment {
                 ready = topology::by_address(&addresses).into_iter().map(|i| ready[i]).collect();
             }
         }
-        let parents = topology::parents(ready.len(), self.settings.arity);
-        let children = topology::children(&parents);
-        let links = ready.iter().map(|_| random()).collect::<Result<Vec<LinkId>, _>>()?;
-        let count = u32::try_from(ready.len()).unwrap_or(u32::MAX);
-        let mut actions = Vec::new();
-        let mut first = Vec::new();
-        let order: Vec<&str> = ready.iter().map(|n| n.name.as_str()).collect();
-        actions.push(Action::Say(format!("starting with {count} nodes: {}", order.join(" "))));
-        for (position, node) in ready.iter().enumerate() {
-            let parent = match parents[position] {
-                Parent::Server => {
-                    first.push(links[position]);
-                    Vec::new()
-                }
-                Parent::Node(p) => addresses_for(node, ready[p]),
-            };
-            let start = Start {
-                wave: wave.clone(),
-                position: u32::try_from(position).unwrap_or(u32::MAX),
-                nodes: count,
-                parent,
-                link: links[position],
-                children: children[position].iter().map(|c| links[*c]).collect(),
-            };
-            actions.push(Action::Send(node.connection, ToNode::Start(Box::new(start))));
-        }
-        let names: Vec<String> = ready.iter().map(|n| n.name.clone()).collect();
-        for name in names {
-            if let Some(node) = self.nodes.get_mut(&name) {
+        let order: Vec<String> = ready.iter().map(|n| n.name.clone()).collect();
+        let count = u32::try_from(order.len()).unwrap_or(u32::MAX);
+        let names: BTreeMap<NodeId, String> = (1..=count).map(NodeId).zip(order.iter().cloned()).collect();
+        let ids = names.iter().map(|(id, name)| (name.clone(), *id)).collect();
+        let settings = wave::Settings {
+            arity: self.settings.arity,
+            survive: self.settings.survive,
+            dead_after: self.settings.dead_after,
+            stall: self.settings.stall,
+        };
+        let core = Wave::new(settings, count, random()?, time);
+        let which = if number == 1 { String::new() } else { format!("wave {number}, ") };
+        let mut actions = vec![
+            Action::Say(format!("starting {which}with {count} nodes: {}", order.join(" "))),
+            // The links must be known before the first child dials.
+            Action::Feed(key.clone(), signer.clone()),
+        ];
+        for name in &order {
+            if let Some(node) = self.nodes.get_mut(name) {
                 node.status = Status::Running;
-                node.in_wave = true;
+                node.wave = number;
+                node.tries += 1;
+                node.progress = Progress::default();
             }
         }
-        // The links must be known before the first child dials.
-        actions.insert(0, Action::Feed(wave, first));
-        self.started = Some(now);
+        let mut current = Current { core, key, signer, names, ids, placed: BTreeSet::new() };
+        let orders = current.core.begin();
+        self.current = Some(current);
+        self.waves = number;
+        self.first_ready = None;
+        self.started.get_or_insert(now);
+        self.released = None;
+        actions.extend(self.carry_out(orders, now));
         Ok(actions)
     }
 
     /// Every living node of the wave holds the end, or failed; and the source knows what the end is.
     fn may_release(&self) -> bool {
-        self.fed.is_some()
-            && self
-                .nodes
-                .values()
-                .filter(|n| n.in_wave && n.connected)
-                .all(|n| n.ended.is_some() || n.is_final())
+        let Some(current) = &self.current else { return false };
+        let all_final = current.ids.iter().all(|(name, id)| {
+            current.core.standing(*id) != Some(Standing::In)
+                || self.nodes.get(name).is_none_or(Node::is_final)
+        });
+        (self.sent.contains_key(&self.waves) && current.core.may_release()) || all_final
+    }
+
+    fn release(&mut self, now: Instant) -> Vec<Action> {
+        let Some(current) = self.current.take() else { return Vec::new() };
+        self.released = Some(now);
+        let mut actions: Vec<Action> = current
+            .ids
+            .iter()
+            .filter(|(_, id)| current.core.standing(**id) == Some(Standing::In))
+            .filter_map(|(name, _)| self.nodes.get(name))
+            .filter(|node| node.connected)
+            .map(|node| Action::Send(node.connection, ToNode::Release))
+            .collect();
+        actions.push(Action::CloseHead);
+        actions
     }
 
     /// Whether the deployment is over.
@@ -426,7 +667,7 @@ impl Deployment {
     pub fn is_over(&self) -> bool {
         let all_final = !self.nodes.is_empty() && self.nodes.values().all(Node::is_final);
         match self.started {
-            Some(_) => all_final && self.released.is_some(),
+            Some(_) => all_final && self.current.is_none(),
             // All that were waited for failed before the start.
             None => all_final && self.settings.nodes.is_some_and(|n| self.nodes.len() >= n as usize),
         }

@@ -12,6 +12,11 @@ fn settings(nodes: u32) -> Settings {
         order: Order::Ip,
         arity: 1,
         dead_after: Duration::from_secs(8),
+        survive: 2,
+        stall: Duration::from_secs(60),
+        history: 0,
+        tries: 2,
+        trust_nodes: true,
         compression: Compression::Off,
         window: 2 << 20,
         listen: Vec::new(),
@@ -40,11 +45,14 @@ fn record() -> EndRecord {
 struct Lab {
     d: Deployment,
     now: Instant,
+    /// Each node's link to its parent, from its first order.
+    links: BTreeMap<NodeId, ka_chain::link::LinkId>,
 }
 
 impl Lab {
     fn new(settings: Settings) -> Self {
-        Self { d: Deployment::new(settings, [1; 16]), now: Instant::now() }
+        let now = Instant::now();
+        Self { d: Deployment::new(settings, [1; 16], now), now, links: BTreeMap::new() }
     }
 
     fn register(&mut self, connection: u64, ip: &str) -> Vec<Action> {
@@ -63,9 +71,29 @@ impl Lab {
             lab.register(n, &format!("10.0.0.{}", 20 - n));
             lab.says(n, ToServer::Ready);
         }
-        lab.d.tick(lab.now);
+        for action in lab.d.tick(lab.now) {
+            if let Action::Send(_, ToNode::Start(start)) = action {
+                lab.links.extend(start.place.parent.map(|(_, link)| (start.me, link.id)));
+            }
+        }
         assert!(lab.d.started.is_some());
         lab
+    }
+
+    /// Time passes in steps of a tick, for nodes that are heard all the while but for `silent` ones.
+    fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let end = self.now + time;
+        while self.now < end {
+            self.now = end.min(self.now + Duration::from_millis(100));
+            let connected: Vec<u64> =
+                self.d.nodes.values().filter(|n| n.connected).map(|n| n.connection).collect();
+            for connection in connected.into_iter().filter(|c| !silent.contains(c)) {
+                actions.extend(self.d.message(connection, ToServer::Pong(1), self.now));
+            }
+            actions.extend(self.d.tick(self.now));
+        }
+        actions
     }
 
     fn status(&self, name: &str) -> &Status {
@@ -83,7 +111,8 @@ fn it_starts_when_all_are_ready_in_order_of_addresses() {
         lab.says(n, ToServer::Ready);
     }
     let actions = lab.d.tick(lab.now);
-    assert!(matches!(&actions[0], Action::Feed(_, links) if links.len() == 1));
+    assert!(matches!(&actions[1], Action::Feed(wave, None) if wave.number == 1));
+    assert!(matches!(&actions[2], Action::Head(place) if place.children.len() == 1));
     let starts: Vec<(u64, &Start)> = actions
         .iter()
         .filter_map(|a| match a {
@@ -92,13 +121,14 @@ fn it_starts_when_all_are_ready_in_order_of_addresses() {
         })
         .collect();
     assert_eq!(starts.iter().map(|(c, _)| *c).collect::<Vec<_>>(), [2, 1, 3]);
-    assert!(starts[0].1.parent.is_empty());
-    assert_eq!(starts[1].1.parent, ["10.0.0.9:1000".parse().unwrap()]);
-    assert_eq!(starts[2].1.parent, ["10.0.0.10:1000".parse().unwrap()]);
+    assert!(starts[0].1.addresses.is_empty());
+    assert_eq!(starts[1].1.addresses, ["10.0.0.9:1000".parse().unwrap()]);
+    assert_eq!(starts[2].1.addresses, ["10.0.0.10:1000".parse().unwrap()]);
     // Each parent knows its child's link.
-    assert_eq!(starts[0].1.children, [starts[1].1.link]);
-    assert_eq!(starts[1].1.children, [starts[2].1.link]);
-    assert!(starts[2].1.children.is_empty());
+    let up = |n: usize| starts[n].1.place.parent.clone().unwrap().1;
+    assert_eq!(starts[0].1.place.children, [(NodeId(2), up(1))]);
+    assert_eq!(starts[1].1.place.children, [(NodeId(3), up(2))]);
+    assert!(starts[2].1.place.children.is_empty());
     assert!(lab.d.tick(lab.now).is_empty(), "it starts once");
 }
 
@@ -111,7 +141,10 @@ fn it_is_released_when_everybody_holds_the_end_and_over_when_everybody_is_done()
     lab.says(1, ToServer::Done);
     lab.says(2, ToServer::Ended(record()));
     let released = lab.d.tick(lab.now);
-    assert_eq!(released, [Action::Send(1, ToNode::Release), Action::Send(2, ToNode::Release)]);
+    assert_eq!(
+        released,
+        [Action::Send(1, ToNode::Release), Action::Send(2, ToNode::Release), Action::CloseHead]
+    );
     assert!(!lab.d.is_over());
     lab.says(2, ToServer::Done);
     // After the release, closed connections are not deaths.
@@ -158,7 +191,7 @@ fn a_failed_node_does_not_hold_the_others_up() {
         lab.says(n, ToServer::Ended(record()));
     }
     let released = lab.d.tick(lab.now);
-    assert_eq!(released.len(), 3, "the failed one is released as well");
+    assert_eq!(released.len(), 4, "the failed one is released as well, and the head closed");
     for n in [2, 3] {
         lab.says(n, ToServer::Done);
     }
@@ -179,17 +212,85 @@ fn a_lost_connection_is_a_failure_after_the_start_and_none_before() {
 
 #[test]
 fn a_silent_node_is_dead_after_the_time_given() {
-    let mut lab = Lab::started(1);
-    lab.now += Duration::from_secs(7);
-    lab.d.tick(lab.now);
+    let mut lab = Lab::started(2);
+    lab.pass(Duration::from_millis(7900), &[1]);
     assert_eq!(*lab.status("n1"), Status::Running);
     lab.says(1, ToServer::Pong(1));
-    lab.now += Duration::from_millis(7900);
-    lab.d.tick(lab.now);
+    lab.pass(Duration::from_millis(7900), &[1]);
     assert_eq!(*lab.status("n1"), Status::Running);
-    lab.now += Duration::from_millis(200);
-    lab.d.tick(lab.now);
+    let actions = lab.pass(Duration::from_millis(200), &[1]);
     assert!(matches!(lab.status("n1"), Status::Failed { error, .. } if error.contains("silent for 8 s")));
+    assert!(actions.contains(&Action::Close(1)));
+    assert_eq!(*lab.status("n2"), Status::Running);
+    // A server that was stopped for a minute finds nobody silent when it wakes up.
+    lab.now += Duration::from_secs(60);
+    lab.d.tick(lab.now);
+    assert_eq!(*lab.status("n2"), Status::Running);
+}
+
+#[test]
+fn a_death_gives_the_child_another_parent() {
+    let mut lab = Lab::started(3);
+    // By address: n3, n2, n1.
+    let actions = lab.d.closed(2, "reset", lab.now);
+    let moved = actions.iter().find_map(|a| match a {
+        Action::Send(1, ToNode::Place { place, addresses }) => {
+            Some((place.parent.clone(), addresses.clone()))
+        }
+        _ => None,
+    });
+    let (parent, addresses) = moved.unwrap();
+    assert_eq!(parent.unwrap().0, NodeId(1));
+    assert_eq!(addresses, ["10.0.0.17:1000".parse().unwrap()]);
+    assert!(matches!(lab.status("n2"), Status::Failed { .. }));
+    for n in [1, 3] {
+        lab.says(n, ToServer::Ended(record()));
+        lab.says(n, ToServer::Done);
+    }
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
+    assert!(lab.d.is_over());
+    assert_eq!(lab.d.counts(), (2, 1));
+}
+
+#[test]
+fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
+    let mut lab = Lab::started(2);
+    lab.register(7, "10.0.0.7");
+    lab.says(7, ToServer::Ready);
+    assert_eq!(*lab.status("n7"), Status::Ready);
+    let stuck = |taken| Progress { held: 50, taken, stuck: true, ..Progress::default() };
+    lab.says(1, ToServer::Progress(stuck(3)));
+    for connection in [1, 2] {
+        let link = lab.d.current.as_ref().unwrap();
+        let id = link.ids[&format!("n{connection}")];
+        let node = lab.d.nodes[&format!("n{connection}")].clone();
+        assert_eq!(node.tries, 1);
+        // The real links are in the orders; joining is what a whole chain means.
+        let joined = lab.links.get(&id).copied().unwrap();
+        lab.says(connection, ToServer::Joined(joined));
+    }
+    let actions = lab.pass(Duration::from_secs(61), &[]);
+    assert!(actions.iter().any(|a| matches!(a, Action::Send(1, ToNode::Out(_)))), "{actions:?}");
+    assert_eq!(*lab.status("n1"), Status::Preparing);
+    lab.says(2, ToServer::Ended(record()));
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
+    assert!(lab.d.waves == 1 && !lab.d.is_over());
+    lab.says(2, ToServer::Done);
+    lab.says(1, ToServer::Ready);
+    let actions = lab.d.tick(lab.now);
+    assert!(matches!(&actions[1], Action::Feed(wave, None) if wave.number == 2), "{actions:?}");
+    assert_eq!(lab.d.nodes["n1"].tries, 2);
+    for n in [1, 7] {
+        lab.says(n, ToServer::Ended(record()));
+        lab.says(n, ToServer::Done);
+    }
+    assert!(!lab.d.is_over(), "the second wave's source is not through");
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
+    assert!(lab.d.is_over());
+    assert_eq!(lab.d.counts(), (3, 0));
 }
 
 #[test]
@@ -199,16 +300,14 @@ fn after_the_release_a_busy_node_is_given_more_time() {
     lab.d.fed(Ok(record()));
     lab.d.tick(lab.now);
     assert!(lab.d.released.is_some());
-    lab.now += Duration::from_secs(59);
-    lab.d.tick(lab.now);
+    lab.pass(Duration::from_secs(59), &[1]);
     lab.says(1, ToServer::Done);
     assert_eq!(*lab.status("n1"), Status::Done);
     let mut lost = Lab::started(1);
     lost.says(1, ToServer::Ended(record()));
     lost.d.fed(Ok(record()));
     lost.d.tick(lost.now);
-    lost.now += Duration::from_secs(60);
-    lost.d.tick(lost.now);
+    lost.pass(Duration::from_secs(61), &[1]);
     assert!(matches!(lost.status("n1"), Status::Failed { error, .. } if error.contains("silent for 60 s")));
 }
 
@@ -239,7 +338,8 @@ fn second_claims_and_late_nodes_are_refused() {
     assert!(twice.iter().any(|a| matches!(a, Action::Say(s) if s.starts_with("ALARM"))));
     let mut lab = Lab::started(1);
     let late = lab.register(5, "10.0.0.5");
-    assert!(matches!(&late[0], Action::Send(5, ToNode::Refused(_))));
+    assert!(matches!(late.last(), Some(Action::Send(5, ToNode::Order { .. }))), "{late:?}");
+    assert!(matches!(&late[0], Action::Say(s) if s.ends_with("for the next wave")));
 }
 
 #[test]
@@ -250,21 +350,19 @@ fn waiting_ends_with_wait_but_never_below_min_nodes() {
     let mut lab = Lab::new(s);
     lab.register(1, "10.0.0.1");
     lab.says(1, ToServer::Ready);
-    lab.now += Duration::from_secs(7);
-    lab.says(1, ToServer::Pong(1));
-    lab.now += Duration::from_secs(7);
-    lab.says(1, ToServer::Pong(1));
+    lab.pass(Duration::from_secs(40), &[]);
+    assert!(lab.d.started.is_none());
     lab.register(2, "10.0.0.2");
     lab.says(2, ToServer::Ready);
     lab.d.tick(lab.now);
-    assert!(lab.d.started.is_none());
-    for _ in 0..4 {
-        lab.now += Duration::from_secs(5);
-        lab.says(1, ToServer::Pong(1));
-        lab.says(2, ToServer::Pong(1));
-    }
-    lab.d.tick(lab.now);
     assert!(lab.d.started.is_some());
+    let mut early = Lab::new(Settings { min_nodes: 1, ..lab.d.settings.clone() });
+    early.register(1, "10.0.0.1");
+    early.says(1, ToServer::Ready);
+    early.pass(Duration::from_secs(29), &[]);
+    assert!(early.d.started.is_none());
+    early.pass(Duration::from_secs(2), &[]);
+    assert!(early.d.started.is_some());
 }
 
 #[test]
