@@ -11,6 +11,7 @@
 pub mod buffer;
 pub mod chunk;
 pub mod control;
+pub mod core;
 pub mod feed;
 pub mod link;
 pub mod node;

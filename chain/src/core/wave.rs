@@ -1,0 +1,664 @@
+//! The server's part in one wave: who feeds whom, who is dead, who takes over the orphans, and when all is over.
+//!
+//! Nodes report, the server judges. There are three verdicts. *Node dead*: its control connection closed, or it was silent
+//! there for too long. *Link dead*: the connection between two living nodes was lost, dialled anew, and lost again. *Node
+//! stuck*: its own disk keeps the chain waiting. A neighbour's report alone never kills.
+//!
+//! Every change is made in one table of parents; [`Wave::sync`] then tells those whose place is another now, parents
+//! before children.
+
+use super::mutation::{Mutation, is_planted};
+use super::{HEAD, Link, NodeId, Place, Time};
+use crate::link::LinkId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// Dead links that a node may have before it must wait for the next wave.
+const DEAD_LINKS: u8 = 2;
+/// How often a node may be brought up from the history.
+const FETCHES: u8 = 4;
+
+/// How a wave is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Children of each node.
+    pub arity: usize,
+    /// Deaths in a row that are survived.
+    pub survive: u8,
+    /// How long a node or a link may be silent.
+    pub dead_after: Duration,
+    /// How long a node's own disk may keep its window full without taking anything.
+    pub stall: Duration,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// This node's place, or the head's.
+    Order(NodeId, Place),
+    /// The node is dead; its connection is to be closed.
+    Dead(NodeId, String),
+    /// The node lives but has no place in this wave any more.
+    Out(NodeId, String),
+    /// Worth telling the operator.
+    Say(String),
+}
+
+/// How a node stands in the wave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// In the chain.
+    In,
+    /// Dead.
+    Dead,
+    /// Taken out.
+    Out,
+}
+
+/// What a node says of itself twice a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// It holds every chunk before this one.
+    pub held: u64,
+    /// Its consumer has every chunk before this one.
+    pub consumed: u64,
+    /// Its own consumer alone keeps its window full.
+    pub stuck: bool,
+}
+
+#[derive(Debug)]
+struct Member {
+    standing: Standing,
+    parent: NodeId,
+    link: Link,
+    /// The link stands.
+    joined: bool,
+    /// The link to this parent was lost before.
+    lost_before: bool,
+    /// It was lost again: dead once both ends have been heard after this time.
+    suspected: Option<Time>,
+    dead_links: u8,
+    /// Fed by the server until it holds every chunk before the number; then the node takes over.
+    fetching: Option<(NodeId, u64)>,
+    fetches: u8,
+    heard: Time,
+    status: Status,
+    stuck_since: Option<Time>,
+    ended: bool,
+}
+
+/// Makes links from one random key, so that the wave itself needs no source of chance.
+#[derive(Debug)]
+struct Links {
+    key: [u8; 32],
+    next: u64,
+}
+
+impl Links {
+    fn make(&mut self) -> Link {
+        let mut bytes = [0; 48];
+        self.next += 1;
+        blake3::Hasher::new_keyed(&self.key).update(&self.next.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        let (mut id, mut secret) = ([0; 16], [0; 32]);
+        id.copy_from_slice(&bytes[..16]);
+        secret.copy_from_slice(&bytes[16..]);
+        Link { id, secret }
+    }
+}
+
+/// One wave.
+#[derive(Debug)]
+pub struct Wave {
+    settings: Settings,
+    links: Links,
+    epoch: u64,
+    members: BTreeMap<NodeId, Member>,
+    sent: BTreeMap<NodeId, Place>,
+    planned: VecDeque<(NodeId, String)>,
+    released: bool,
+}
+
+impl Wave {
+    /// A wave of the nodes 1 to `count`, in this order. `key` is random and secret: links are made from it.
+    #[must_use]
+    pub fn new(settings: Settings, count: u32, key: [u8; 32], now: Time) -> Self {
+        let mut links = Links { key, next: 0 };
+        let arity = u32::try_from(settings.arity.max(1)).unwrap_or(u32::MAX);
+        // Numbered as a heap whose root is the server.
+        let member = |n: u32, links: &mut Links| Member {
+            standing: Standing::In,
+            parent: NodeId((n - 1) / arity),
+            link: links.make(),
+            joined: false,
+            lost_before: false,
+            suspected: None,
+            dead_links: 0,
+            fetching: None,
+            fetches: 0,
+            heard: now,
+            status: Status::default(),
+            stuck_since: None,
+            ended: false,
+        };
+        let members = (1..=count).map(|n| (NodeId(n), member(n, &mut links))).collect();
+        Self {
+            settings,
+            links,
+            epoch: 0,
+            members,
+            sent: BTreeMap::new(),
+            planned: VecDeque::new(),
+            released: false,
+        }
+    }
+
+    /// The first orders.
+    pub fn begin(&mut self) -> Vec<Action> {
+        self.sync()
+    }
+
+    /// How a node stands.
+    #[must_use]
+    pub fn standing(&self, node: NodeId) -> Option<Standing> {
+        self.members.get(&node).map(|m| m.standing)
+    }
+
+    /// Who feeds a node.
+    #[must_use]
+    pub fn parent(&self, node: NodeId) -> Option<NodeId> {
+        self.members.get(&node).filter(|m| m.standing == Standing::In).map(|m| m.parent)
+    }
+
+    fn living(&mut self, node: NodeId) -> Option<&mut Member> {
+        self.members.get_mut(&node).filter(|m| m.standing == Standing::In)
+    }
+
+    fn is_in(&self, node: NodeId) -> bool {
+        node == HEAD || self.members.get(&node).is_some_and(|m| m.standing == Standing::In)
+    }
+
+    /// A node said something, anything.
+    pub fn heard(&mut self, node: NodeId, now: Time) {
+        if let Some(member) = self.living(node) {
+            member.heard = now;
+        }
+    }
+
+    /// How far a node is.
+    pub fn status(&mut self, node: NodeId, status: Status, now: Time) -> Vec<Action> {
+        let Some(member) = self.living(node) else { return Vec::new() };
+        member.heard = now;
+        let moved = status.consumed > member.status.consumed;
+        member.stuck_since = match member.stuck_since {
+            _ if !status.stuck => None,
+            Some(since) if !moved => Some(since),
+            _ => Some(now),
+        };
+        member.status = status;
+        let caught_up = member.fetching.filter(|(_, to)| status.held >= *to);
+        match caught_up {
+            Some((ancestor, _)) if !is_planted(Mutation::StayWithServer) => {
+                let ancestor = self.nearest_in(ancestor);
+                // It may stand below the node by now: then the server goes on feeding it.
+                let below = self.subtree(node).contains(&ancestor);
+                self.attach(node, if below { HEAD } else { ancestor });
+                self.sync()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A node's link to its parent stands.
+    pub fn joined(&mut self, node: NodeId, link: &LinkId, now: Time) {
+        if let Some(member) = self.living(node)
+            && member.link.id == *link
+        {
+            member.heard = now;
+            member.joined = true;
+        }
+    }
+
+    /// A node's link to its parent was lost, or never came to stand.
+    pub fn lost(&mut self, node: NodeId, link: &LinkId, now: Time) -> Vec<Action> {
+        if self.released {
+            return Vec::new();
+        }
+        let Some(member) = self.living(node) else { return Vec::new() };
+        member.heard = now;
+        if member.link.id != *link {
+            // That of an order which was replaced meanwhile.
+            return Vec::new();
+        }
+        member.joined = false;
+        if member.lost_before {
+            // The parent may be dead and we do not know it yet.
+            member.suspected.get_or_insert(now);
+            return Vec::new();
+        }
+        member.lost_before = true;
+        if is_planted(Mutation::NoRedial) {
+            return Vec::new();
+        }
+        let link = self.links.make();
+        if let Some(member) = self.living(node) {
+            member.link = link;
+        }
+        self.sync()
+    }
+
+    /// A parent has sent chunks to a child and heard nothing for too long, though the child does not say that it is full.
+    pub fn silent_child(&mut self, parent: NodeId, child: NodeId, now: Time) -> Vec<Action> {
+        let Some(member) = self.living(child).filter(|m| m.parent == parent) else { return Vec::new() };
+        let link = member.link.id;
+        // The child was not heard: it is its parent that speaks.
+        let heard = member.heard;
+        let actions = self.lost(child, &link, now);
+        if let Some(member) = self.living(child) {
+            member.heard = heard;
+        }
+        actions
+    }
+
+    /// The parent no longer has the chunk that the node wants next; its oldest is `oldest`.
+    pub fn lacking(&mut self, node: NodeId, link: &LinkId, oldest: u64, now: Time) -> Vec<Action> {
+        let Some(member) = self.living(node).filter(|m| m.link.id == *link) else { return Vec::new() };
+        member.heard = now;
+        let ancestor = member.parent;
+        member.fetches += 1;
+        if ancestor == HEAD || member.fetches > FETCHES || is_planted(Mutation::NoHistory) {
+            let why = "what it wants next has left every window and the history";
+            let mut actions = Vec::new();
+            // Those below it are behind it.
+            for below in self.subtree(node) {
+                actions.extend(self.take(below, Standing::Out, why));
+            }
+            actions.extend(self.sync());
+            return actions;
+        }
+        let mut actions =
+            vec![Action::Say(format!("{node} is brought up from the server's history, to chunk {oldest}"))];
+        self.attach(node, HEAD);
+        if let Some(member) = self.living(node) {
+            member.fetching = Some((ancestor, oldest));
+        }
+        actions.extend(self.sync());
+        actions
+    }
+
+    /// A node's control connection ended.
+    pub fn gone(&mut self, node: NodeId, why: &str) -> Vec<Action> {
+        if self.released || !self.is_in(node) {
+            return Vec::new();
+        }
+        let mut actions = self.take(node, Standing::Dead, why);
+        actions.extend(self.sync());
+        actions
+    }
+
+    /// A node is to leave the chain as soon as nothing else is being repaired.
+    pub fn plan_out(&mut self, node: NodeId, why: &str) {
+        if self.is_in(node) && !self.planned.iter().any(|(planned, _)| *planned == node) {
+            self.planned.push_back((node, why.to_owned()));
+        }
+    }
+
+    /// A node holds the end record.
+    pub fn ended(&mut self, node: NodeId) {
+        if let Some(member) = self.living(node) {
+            member.ended = true;
+        }
+    }
+
+    /// Whether every node that is still in holds the end.
+    #[must_use]
+    pub fn may_release(&self) -> bool {
+        let mut relevant =
+            self.members.values().filter(|m| m.standing == Standing::In || is_planted(Mutation::WaitForDead));
+        if is_planted(Mutation::ReleaseEarly) { relevant.any(|m| m.ended) } else { relevant.all(|m| m.ended) }
+    }
+
+    /// The wave is over: from now on closed connections are no deaths.
+    pub fn release(&mut self) {
+        self.released = true;
+    }
+
+    /// Time passed: the silent are dead, dead links are replaced, the stuck are taken out.
+    pub fn tick(&mut self, now: Time) -> Vec<Action> {
+        if self.released {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        let of = |wave: &Self, test: &dyn Fn(&Member) -> bool| -> Vec<NodeId> {
+            let living = wave.members.iter().filter(|(_, m)| m.standing == Standing::In);
+            living.filter(|(_, m)| test(m)).map(|(node, _)| *node).collect()
+        };
+        let limit = self.settings.dead_after;
+        for node in of(self, &|m| now.saturating_sub(m.heard) >= limit && !is_planted(Mutation::NeverDead)) {
+            let why = format!("it was silent for {} s", limit.as_secs());
+            actions.extend(self.take(node, Standing::Dead, &why));
+        }
+        for node in of(self, &|m| m.suspected.is_some_and(|since| m.heard > since)) {
+            actions.extend(self.judge_link(node));
+        }
+        let stall = self.settings.stall;
+        for node in of(self, &|m| m.stuck_since.is_some_and(|since| now.saturating_sub(since) >= stall)) {
+            if !is_planted(Mutation::NeverStuck) {
+                self.plan_out(node, &format!("its disk took nothing for {} s", stall.as_secs()));
+            }
+        }
+        // One at a time, and only while the chain is whole.
+        if of(self, &|m| !m.joined).is_empty()
+            && let Some((node, why)) = self.planned.pop_front()
+            && self.is_in(node)
+        {
+            actions.extend(self.take(node, Standing::Out, &why));
+        }
+        actions.extend(self.sync());
+        actions
+    }
+
+    /// The link of a node was lost twice and the node lives; when its parent does too, the link is dead.
+    fn judge_link(&mut self, node: NodeId) -> Vec<Action> {
+        let Some((parent, since)) = self.members.get(&node).and_then(|m| Some((m.parent, m.suspected?)))
+        else {
+            return Vec::new();
+        };
+        if parent != HEAD && self.members.get(&parent).is_some_and(|m| m.heard <= since) {
+            return Vec::new();
+        }
+        let mut actions =
+            vec![Action::Say(format!("the link from {parent} to {node} is dead though both ends live"))];
+        let above = self.members.get(&parent).map_or(HEAD, |m| m.parent);
+        for end in [node, parent] {
+            if let Some(member) = self.living(end) {
+                member.dead_links += 1;
+            }
+        }
+        self.attach(node, self.nearest_in(above));
+        if parent != HEAD && self.settings.arity == 1 {
+            // So that the node above keeps feeding one only.
+            let mut last = node;
+            while let Some(next) = self.children(last).first() {
+                last = *next;
+            }
+            self.attach(parent, last);
+        }
+        for end in [node, parent] {
+            if self.members.get(&end).is_some_and(|m| m.dead_links >= DEAD_LINKS) {
+                let why = format!("{DEAD_LINKS} of its links were dead");
+                actions.extend(self.take(end, Standing::Out, &why));
+            }
+        }
+        actions
+    }
+
+    /// Takes a node out of the chain; its children go to the nearest ancestor that is in.
+    fn take(&mut self, node: NodeId, standing: Standing, why: &str) -> Vec<Action> {
+        let Some(member) = self.living(node) else { return Vec::new() };
+        member.standing = standing;
+        let above = member.parent;
+        let above = if is_planted(Mutation::AttachToDead) { above } else { self.nearest_in(above) };
+        if !is_planted(Mutation::ForgetOrphans) {
+            let orphans: Vec<NodeId> = self
+                .members
+                .iter()
+                .filter(|(_, m)| m.standing == Standing::In && m.parent == node)
+                .map(|(orphan, _)| *orphan)
+                .collect();
+            for orphan in orphans {
+                self.attach(orphan, above);
+            }
+        }
+        for member in self.members.values_mut() {
+            if let Some((ancestor, _)) = &mut member.fetching
+                && *ancestor == node
+            {
+                *ancestor = above;
+            }
+        }
+        match standing {
+            Standing::Dead => vec![Action::Dead(node, why.to_owned())],
+            _ => vec![Action::Out(node, why.to_owned())],
+        }
+    }
+
+    /// Gives a node another parent, over a new link.
+    fn attach(&mut self, node: NodeId, parent: NodeId) {
+        let link = self.links.make();
+        if let Some(member) = self.living(node) {
+            member.parent = parent;
+            member.link = link;
+            member.joined = false;
+            member.lost_before = false;
+            member.suspected = None;
+            member.fetching = None;
+        }
+    }
+
+    fn nearest_in(&self, mut node: NodeId) -> NodeId {
+        while !self.is_in(node) {
+            node = self.members.get(&node).map_or(HEAD, |m| m.parent);
+        }
+        node
+    }
+
+    fn children(&self, parent: NodeId) -> Vec<NodeId> {
+        let of = |m: &Member| m.standing == Standing::In && m.parent == parent;
+        self.members.iter().filter(|(_, m)| of(m)).map(|(node, _)| *node).collect()
+    }
+
+    /// A node and everybody below it.
+    fn subtree(&self, node: NodeId) -> Vec<NodeId> {
+        let mut found = vec![node];
+        let mut at = 0;
+        while let Some(next) = found.get(at) {
+            found.extend(self.children(*next));
+            at += 1;
+        }
+        found
+    }
+
+    /// Tells everybody whose place has changed.
+    fn sync(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let mut children: BTreeMap<NodeId, Vec<(NodeId, Link)>> = BTreeMap::new();
+        let mut families: BTreeMap<NodeId, BTreeMap<NodeId, u8>> = BTreeMap::new();
+        for (node, member) in self.members.iter().filter(|(_, m)| m.standing == Standing::In) {
+            children.entry(member.parent).or_default().push((*node, member.link.clone()));
+            self.credit(member, 1, *node, &mut families);
+        }
+        // Parents first: what a child dials should be expected when it comes.
+        let mut queue: VecDeque<NodeId> = VecDeque::from([HEAD]);
+        let mut seen = BTreeSet::new();
+        while let Some(node) = queue.pop_front() {
+            if !seen.insert(node) {
+                continue;
+            }
+            queue.extend(children.get(&node).into_iter().flatten().map(|(child, _)| *child));
+            let place = Place {
+                epoch: self.epoch + 1,
+                parent: self.members.get(&node).map(|m| (m.parent, m.link.clone())),
+                children: children.remove(&node).unwrap_or_default(),
+                family: families.remove(&node).unwrap_or_default().into_iter().collect(),
+            };
+            let same = |old: &Place| {
+                old.parent == place.parent
+                    && old.children == place.children
+                    && (old.family == place.family || is_planted(Mutation::StaleFamilies))
+            };
+            if !self.sent.get(&node).is_some_and(same) {
+                self.epoch += 1;
+                self.sent.insert(node, place.clone());
+                actions.push(Action::Order(node, place));
+            }
+        }
+        actions
+    }
+
+    /// Enters `node` into the families of those above `member`, also above the one that will take it over later.
+    fn credit(
+        &self,
+        member: &Member,
+        depth: u8,
+        node: NodeId,
+        families: &mut BTreeMap<NodeId, BTreeMap<NodeId, u8>>,
+    ) {
+        if depth > self.settings.survive + 1 {
+            return;
+        }
+        for above in std::iter::once(member.parent).chain(member.fetching.map(|(ancestor, _)| ancestor)) {
+            if above == node {
+                continue;
+            }
+            let known = families.entry(above).or_default().entry(node).or_insert(depth);
+            *known = depth.min(*known);
+            if let Some(next) = self.members.get(&above) {
+                self.credit(next, depth + 1, node, families);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Clock;
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings { arity: 1, survive: 2, dead_after: Duration::from_secs(8), stall: Duration::from_secs(60) }
+    }
+
+    fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
+        let mut wave = Wave::new(settings(), count, [7; 32], Time::ZERO);
+        let mut places = BTreeMap::new();
+        let actions = wave.begin();
+        obey(&mut wave, &mut places, actions);
+        (wave, places)
+    }
+
+    /// Keeps the orders; everybody joins at once.
+    fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
+        for action in actions {
+            if let Action::Order(node, place) = action {
+                if let Some((_, link)) = &place.parent {
+                    wave.joined(node, &link.id, Time::ZERO);
+                }
+                let old = places.insert(node, place.clone());
+                assert!(old.is_none_or(|old| old.epoch < place.epoch));
+            }
+        }
+    }
+
+    fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
+        places[&NodeId(node)].parent.as_ref().unwrap().0.0
+    }
+
+    fn all_heard(wave: &mut Wave, except: &[u32], now: Time) {
+        for node in wave.members.keys().copied().collect::<Vec<_>>() {
+            if !except.contains(&node.0) {
+                wave.heard(node, now);
+            }
+        }
+    }
+
+    #[test]
+    fn orphans_of_two_deaths_in_a_row_go_to_the_nearest_living_ancestor() {
+        let (mut wave, mut places) = wave(5);
+        assert_eq!(places[&NodeId(1)].family, [(NodeId(2), 1), (NodeId(3), 2), (NodeId(4), 3)]);
+        let actions = wave.gone(NodeId(3), "x");
+        assert_eq!(actions[0], Action::Dead(NodeId(3), "x".into()));
+        obey(&mut wave, &mut places, actions);
+        assert_eq!((parent_of(&places, 4), parent_of(&places, 5)), (2, 4));
+        assert_eq!(places[&HEAD].family, [(NodeId(1), 1), (NodeId(2), 2), (NodeId(4), 3)]);
+        let actions = wave.gone(NodeId(2), "y");
+        obey(&mut wave, &mut places, actions);
+        assert_eq!(parent_of(&places, 4), 1);
+        let actions = wave.gone(NodeId(1), "z");
+        obey(&mut wave, &mut places, actions);
+        assert_eq!(parent_of(&places, 4), 0);
+        assert_eq!(places[&HEAD].children.len(), 1);
+        wave.ended(NodeId(4));
+        assert!(!wave.may_release());
+        wave.ended(NodeId(5));
+        assert!(wave.may_release());
+    }
+
+    #[test]
+    fn silence_kills_and_five_seconds_do_not() {
+        let (mut wave, _) = wave(3);
+        let at = Duration::from_millis;
+        all_heard(&mut wave, &[2], at(7900));
+        assert!(wave.tick(at(7900)).is_empty());
+        let actions = wave.tick(at(8000));
+        assert_eq!(actions[0], Action::Dead(NodeId(2), "it was silent for 8 s".into()));
+        let mut clock = Clock::default();
+        clock.advance(at(100));
+        assert_eq!(clock.advance(at(60_000)), at(600), "a pause is half a second");
+    }
+
+    #[test]
+    fn a_link_that_dies_twice_moves_the_child_up_and_the_parent_to_the_end() {
+        let (mut wave, mut places) = wave(4);
+        let link = |places: &BTreeMap<NodeId, Place>, n| places[&NodeId(n)].parent.clone().unwrap().1.id;
+        let first = link(&places, 3);
+        let actions = wave.lost(NodeId(3), &first, Duration::from_secs(1));
+        obey(&mut wave, &mut places, actions);
+        assert!(parent_of(&places, 3) == 2 && link(&places, 3) != first);
+        let (now, later) = (Duration::from_secs(2), Duration::from_secs(3));
+        assert!(wave.lost(NodeId(3), &first, now).is_empty(), "an old link");
+        let second = link(&places, 3);
+        assert!(wave.lost(NodeId(3), &second, now).is_empty());
+        assert!(wave.tick(now).is_empty(), "the parent may be dead");
+        all_heard(&mut wave, &[], later);
+        let actions = wave.tick(later);
+        obey(&mut wave, &mut places, actions);
+        assert_eq!([1, 3, 4, 2].map(|n| parent_of(&places, n)), [0, 1, 3, 4]);
+    }
+
+    #[test]
+    fn what_the_ancestor_lacks_comes_from_the_server_and_what_that_lacks_is_out() {
+        let (mut wave, mut places) = wave(4);
+        let actions = wave.gone(NodeId(2), "x");
+        obey(&mut wave, &mut places, actions);
+        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
+        let actions = wave.lacking(NodeId(3), &link, 40, Time::ZERO);
+        obey(&mut wave, &mut places, actions);
+        assert_eq!(parent_of(&places, 3), 0);
+        assert!(places[&NodeId(1)].family.contains(&(NodeId(3), 1)), "node 1 keeps its oldest chunk for it");
+        assert!(wave.status(NodeId(3), Status { held: 39, ..Status::default() }, Time::ZERO).is_empty());
+        let actions = wave.status(NodeId(3), Status { held: 40, ..Status::default() }, Time::ZERO);
+        obey(&mut wave, &mut places, actions);
+        assert_eq!(parent_of(&places, 3), 1);
+        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
+        let actions = wave.lacking(NodeId(3), &link, 40, Time::ZERO);
+        obey(&mut wave, &mut places, actions);
+        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
+        let actions = wave.lacking(NodeId(3), &link, 50, Time::ZERO);
+        let out = |n| actions.iter().any(|a| matches!(a, Action::Out(NodeId(m), _) if *m == n));
+        assert!(out(3) && out(4) && !out(1));
+    }
+
+    #[test]
+    fn a_stuck_node_is_taken_out_after_the_stall_and_one_that_moves_is_not() {
+        let (mut wave, _) = wave(3);
+        let stuck = |consumed| Status { held: 99, consumed, stuck: true };
+        for s in 0..=60 {
+            let now = Duration::from_secs(s);
+            all_heard(&mut wave, &[], now);
+            wave.status(NodeId(1), stuck(s), now);
+            wave.status(NodeId(2), stuck(5), now);
+            let out = wave.tick(now).iter().any(|a| matches!(a, Action::Out(..)));
+            assert_eq!(out, s == 60, "{s}");
+        }
+        assert_eq!(wave.standing(NodeId(1)), Some(Standing::In));
+        assert_eq!(wave.standing(NodeId(2)), Some(Standing::Out));
+    }
+
+    #[test]
+    fn secrets_differ_and_stay_out_of_debug_texts() {
+        let mut links = Links { key: [1; 32], next: 0 };
+        let (a, b) = (links.make(), links.make());
+        assert!(a.id != b.id && a.secret != b.secret);
+        assert!(!format!("{a:?}").contains(&format!("{:?}", a.secret[0])) || format!("{a:?}").len() == 14);
+    }
+}
