@@ -169,6 +169,13 @@ impl Wave {
         self.members.get(&node).filter(|m| m.standing == Standing::In).map(|m| m.parent)
     }
 
+    /// Who takes a node over once the server has brought it up from the history.
+    #[must_use]
+    pub fn fetching(&self, node: NodeId) -> Option<NodeId> {
+        let member = self.members.get(&node).filter(|m| m.standing == Standing::In)?;
+        member.fetching.map(|(ancestor, _)| ancestor)
+    }
+
     fn living(&mut self, node: NodeId) -> Option<&mut Member> {
         self.members.get_mut(&node).filter(|m| m.standing == Standing::In)
     }
