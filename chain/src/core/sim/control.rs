@@ -25,7 +25,7 @@ pub(super) enum ToServer {
     Joined(LinkId),
     Lost(LinkId),
     Lacking(LinkId, u64),
-    Silent(NodeId),
+    Silent(NodeId, LinkId),
     Ended,
     Closed,
 }
@@ -84,7 +84,7 @@ impl World {
         let at = self.control_arrival(node);
         let at = self.wires[node].to_server.back().map_or(at, |(last, _)| at.max(*last));
         if !matches!(message, ToServer::Pong | ToServer::Status(_)) {
-            self.note(|| format!("node {node} says {message:?}"));
+            self.note(|| format!("node {node} says {}", short(&message)));
         }
         self.wires[node].to_server.push_back((at, message));
         self.wake(0, at);
@@ -154,7 +154,7 @@ impl World {
                 self.check_lacking(node, &link);
                 self.wave.lacking(id, &link, oldest, now)
             }
-            ToServer::Silent(child) => self.wave.silent_child(id, child, now),
+            ToServer::Silent(child, link) => self.wave.silent_link(child, &link, now),
             ToServer::Ended => {
                 self.wave.ended(id);
                 return;
@@ -281,11 +281,12 @@ impl World {
         let now = self.hosts[host].time;
         for child in self.hosts[host].relay.silent(now, self.plan.settings.dead_after) {
             self.note(|| format!("host {host} hears nothing of its child {}", child.0));
+            let Some(link) = self.hosts[host].relay.link_to(child).map(|link| link.id) else { continue };
             if host == 0 {
-                let actions = self.wave.silent_child(HEAD, child, now);
+                let actions = self.wave.silent_link(child, &link, now);
                 self.act(actions);
             } else {
-                self.report(host, ToServer::Silent(child));
+                self.report(host, ToServer::Silent(child, link));
             }
         }
     }
@@ -298,3 +299,14 @@ fn shown(place: &Place) -> String {
     format!("{}: parent {parent:?} children {children:?} family {family:?}", place.epoch)
 }
 
+
+fn short(message: &ToServer) -> String {
+    let link = |id: &LinkId| format!("{:02x}{:02x}{:02x}{:02x}", id[0], id[1], id[2], id[3]);
+    match message {
+        ToServer::Joined(id) => format!("joined {}", link(id)),
+        ToServer::Lost(id) => format!("lost {}", link(id)),
+        ToServer::Lacking(id, oldest) => format!("lacking {}, the oldest is {oldest}", link(id)),
+        ToServer::Silent(child, id) => format!("silent {} {}", child.0, link(id)),
+        other => format!("{other:?}"),
+    }
+}

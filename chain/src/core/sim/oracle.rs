@@ -23,8 +23,8 @@ pub(super) struct Oracle {
     losses: u32,
     /// Those whose death was counted when it happened.
     counted: Vec<bool>,
-    /// Faults of links: when, from whom, to whom.
-    link_faults: Vec<(u64, usize, usize)>,
+    /// Faults of links: how many connections they cost, from whom, to whom.
+    link_faults: Vec<(u32, usize, usize)>,
     /// Freezes and cuts: until when, who.
     host_faults: Vec<(u64, usize)>,
     /// Links that were truly dead when the server said so, by node.
@@ -68,8 +68,8 @@ impl Oracle {
         }
     }
 
-    pub(super) fn link_fault(&mut self, now: u64, from: usize, to: usize) {
-        self.link_faults.push((now, from, to));
+    pub(super) fn link_fault(&mut self, costs: u32, from: usize, to: usize) {
+        self.link_faults.push((costs, from, to));
     }
 
     pub(super) fn host_fault(&mut self, until: u64, host: usize) {
@@ -201,17 +201,20 @@ impl World {
     pub(super) fn check_said(&mut self, text: &str) {
         let Some((parent, node)) = dead_link(text) else { return };
         let now = self.now;
-        let fault = |(_, from, to): &(u64, usize, usize)| {
+        let fault = |(_, from, to): &&(u32, usize, usize)| {
             (*from, *to) == (parent, node) || (*from, *to) == (node, parent)
         };
         let recent = |(until, host): &(u64, usize)| {
             (*host == parent || *host == node) && until.saturating_add(AFTERMATH) > now
         };
-        let real = self.oracle.link_faults.iter().any(fault) || self.oracle.host_faults.iter().any(recent);
+        // It is dialled once more: one connection that was lost is not enough.
+        let costs: u32 = self.oracle.link_faults.iter().filter(fault).map(|(costs, ..)| *costs).sum();
+        let hosts = self.oracle.host_faults.iter().filter(|fault| recent(fault)).count();
+        let real = costs as usize + hosts >= 2;
         if !self.is_up(parent) || !self.is_up(node) {
             self.oracle.fail(now, format!("{text}: one of them is dead, not the link"));
         } else if !real {
-            self.oracle.fail(now, format!("{text}: nothing was wrong with it"));
+            self.oracle.fail(now, format!("{text}: it lost {costs} connections at most"));
         }
         self.oracle.losses += 1;
         self.oracle.dead_links[parent] += 1;

@@ -288,7 +288,6 @@ impl World {
             self.find_silent(host);
         }
         self.check_window(host);
-        // Every wake but the last that was asked for may have been forgotten by `wake`; the tick never is.
     }
 
     fn push_source(&mut self) {
@@ -377,12 +376,12 @@ impl World {
                 if let Some(parent) = self.wave.parent(NodeId(node as u32)) {
                     let parent = parent.0 as usize;
                     self.one_way.push(if down { (parent, node) } else { (node, parent) });
-                    self.oracle.link_fault(now, parent, node);
+                    self.oracle.link_fault(1 << 16, parent, node);
                 }
             }
             Fault::OneWayOnce { node, down } => {
                 if let Some(conn) = self.conn_to_parent(node) {
-                    self.oracle.link_fault(now, self.conns[conn].parent, node);
+                    self.oracle.link_fault(1, self.conns[conn].parent, node);
                     if down {
                         self.conns[conn].cut_down = true;
                     } else {
@@ -392,7 +391,7 @@ impl World {
             }
             Fault::Reset(node) => {
                 if let Some(conn) = self.conn_to_parent(node) {
-                    self.oracle.link_fault(now, self.conns[conn].parent, node);
+                    self.oracle.link_fault(1, self.conns[conn].parent, node);
                     self.reset(conn);
                 }
             }
