@@ -129,7 +129,7 @@ impl Session {
             Report::Joined(link) => ToServer::Joined(link),
             Report::Lost(link, why) => ToServer::Lost { link, why },
             Report::Lacking(link, oldest) => ToServer::Lacking { link, oldest },
-            Report::Silent(child) => ToServer::Silent(child),
+            Report::Silent(child, link) => ToServer::Silent { child, link },
         };
         if !self.try_tell(message) {
             log::warn!("a report to the server found no room");

@@ -88,8 +88,13 @@ pub enum ToServer {
         /// The oldest chunk that the parent has.
         oldest: u64,
     },
-    /// A child of it was sent chunks and has acknowledged nothing for too long.
-    Silent(NodeId),
+    /// A child of it was sent chunks over this link and has acknowledged nothing for too long.
+    Silent {
+        /// The child.
+        child: NodeId,
+        /// Which link.
+        link: LinkId,
+    },
     /// It holds the end record.
     Ended(EndRecord),
     /// A fact for the summary: fingerprints, changes made, differences seen.

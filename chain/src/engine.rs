@@ -94,7 +94,9 @@ impl Engine {
             self.trim();
             self.acknowledge();
             for child in self.relay.silent(self.now, self.config.dead_after) {
-                (self.report)(Report::Silent(child));
+                if let Some(link) = self.relay.link_to(child) {
+                    (self.report)(Report::Silent(child, link.id));
+                }
             }
             self.publish();
             self.sleep();
@@ -145,7 +147,7 @@ impl Engine {
     }
 
     fn dialled(&mut self, id: LinkId, result: Result<Dialled, Error>) {
-        if !self.relay.parent().is_some_and(|(_, link)| link.id == id) {
+        if self.relay.parent().is_none_or(|(_, link)| link.id != id) {
             // An order has replaced this link meanwhile.
             return;
         }

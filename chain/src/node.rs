@@ -54,8 +54,8 @@ pub enum Report {
     Lost(LinkId, String),
     /// The parent has the chunk wanted next no more; its oldest is this one.
     Lacking(LinkId, u64),
-    /// A child was sent chunks and has acknowledged nothing for too long.
-    Silent(NodeId),
+    /// A child was sent chunks over this link and has acknowledged nothing for too long.
+    Silent(NodeId, LinkId),
 }
 
 /// Takes reports; it must not wait.

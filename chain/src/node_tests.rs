@@ -96,7 +96,7 @@ fn lab(count: u32, arity: usize) -> Lab {
                 Ok(Event::Report(node, Report::Lacking(link, oldest))) => {
                     wave.lacking(node, &link, oldest, now)
                 }
-                Ok(Event::Report(node, Report::Silent(child))) => wave.silent_child(node, child, now),
+                Ok(Event::Report(_, Report::Silent(child, link))) => wave.silent_link(child, &link, now),
                 Ok(Event::Gone(node)) => wave.gone(node, "it was killed"),
                 Ok(Event::Stop) => return said,
                 Err(_) => wave.tick(now),

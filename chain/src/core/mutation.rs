@@ -54,11 +54,15 @@ pub enum Mutation {
     SilentLinkStays,
     /// A node whose disk is stuck is never noticed.
     NeverStuck,
+    /// A word that was under way when a link was lost counts as a sign of life of a dead parent.
+    JudgeAtOnce,
+    /// What the history lacks is not asked for of those above the ancestor.
+    HistoryOnly,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 25] = [
+pub const ALL: [Mutation; 27] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -84,6 +88,8 @@ pub const ALL: [Mutation; 25] = [
     Mutation::FullIsDead,
     Mutation::SilentLinkStays,
     Mutation::NeverStuck,
+    Mutation::JudgeAtOnce,
+    Mutation::HistoryOnly,
 ];
 
 /// Whether this bug is planted.

@@ -62,9 +62,8 @@ struct Child {
     link: Link,
     /// The next chunk to be sent, while it is connected.
     next: Option<u64>,
-    /// When it last got on, or had nothing to get on with.
+    /// When it last got on, said that it is full, or had nothing to get on with.
     moved: Time,
-    full: bool,
     /// It was reported as silent.
     reported: bool,
 }
@@ -137,7 +136,7 @@ impl Relay {
                 Some(child) if child.link == link || is_planted(Mutation::KeepOldChild) => child,
                 replaced => {
                     changes.extend(replaced.map(|child| Change::CloseChild(node, child.link.id)));
-                    Child { link, next: None, moved: now, full: false, reported: false }
+                    Child { link, next: None, moved: now, reported: false }
                 }
             };
             self.children.insert(node, child);
@@ -267,6 +266,12 @@ impl Relay {
         self.children.iter().find(|(_, child)| child.link.id == *link).map(|(node, _)| *node)
     }
 
+    /// The link to a child.
+    #[must_use]
+    pub fn link_to(&self, child: NodeId) -> Option<&Link> {
+        self.children.get(&child).map(|child| &child.link)
+    }
+
     /// The link over which a child is expected.
     #[must_use]
     pub fn expected(&self, link: &LinkId) -> Option<(NodeId, &Link)> {
@@ -311,11 +316,12 @@ impl Relay {
                 hold(&mut self.held, *node, *to);
             }
         }
-        if self.held.get(node).copied().unwrap_or_default() > before || said.full {
+        // That it was full once is no excuse for ever: one that lives says so again each second.
+        let full = said.full && !is_planted(Mutation::FullIsDead);
+        if self.held.get(node).copied().unwrap_or_default() > before || full {
             child.moved = now;
             child.reported = false;
         }
-        child.full = said.full;
         self.trim();
     }
 
@@ -345,15 +351,14 @@ impl Relay {
         }
     }
 
-    /// Children that were sent chunks, do not say that they are full, and have acknowledged nothing for `limit`. Each is
+    /// Children that were sent chunks, and for `limit` have neither acknowledged any nor said that they are full. Each is
     /// reported once.
     pub fn silent(&mut self, now: Time, limit: Duration) -> Vec<NodeId> {
         let mut silent = Vec::new();
         for (node, child) in &mut self.children {
             let held = self.held.get(node).copied().unwrap_or_default();
             let under_way = child.next.is_some_and(|next| next > held);
-            let excused = child.full && !is_planted(Mutation::FullIsDead);
-            if under_way && !excused && !child.reported && now.saturating_sub(child.moved) >= limit {
+            if under_way && !child.reported && now.saturating_sub(child.moved) >= limit {
                 child.reported = true;
                 silent.push(*node);
             }
@@ -563,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_child_is_reported_once_and_a_full_one_never() {
+    fn a_silent_child_is_reported_once_and_one_that_says_it_is_full_never() {
         let mut relay = Relay::new(NodeId(1), limits(0), false);
         relay.place(place(1, &[(2, 2)], &[(2, 1)]), Time::ZERO);
         relay.hello(&[2; 16], 0, Time::ZERO);
@@ -574,8 +579,13 @@ mod tests {
         assert!(relay.silent(eight + Duration::from_secs(7), limit).is_empty());
         assert_eq!(relay.silent(eight * 2, limit), [NodeId(2)]);
         assert!(relay.silent(eight * 3, limit).is_empty());
-        relay.acknowledged(&[2; 16], &Acknowledgement { full: true, held: Vec::new() }, eight * 3);
-        assert!(relay.silent(eight * 9, limit).is_empty());
+        let full = Acknowledgement { full: true, held: Vec::new() };
+        for second in 24..72 {
+            relay.acknowledged(&[2; 16], &full, Time::from_secs(second));
+            assert!(relay.silent(Time::from_secs(second + 1), limit).is_empty());
+        }
+        // Its last word was that it is full, and then nothing came any more: the way back is cut.
+        assert_eq!(relay.silent(Time::from_secs(71 + 8), limit), [NodeId(2)]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use std::time::Duration;
 const DEAD_LINKS: u8 = 2;
 /// How often a node may be brought up from the history.
 const FETCHES: u8 = 4;
+/// What was said before a link was lost may arrive so much later: it is no sign that the end of the link lives.
+const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// How a wave is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,8 @@ struct Member {
     /// It was lost again: dead once both ends have been heard after this time.
     suspected: Option<Time>,
     dead_links: u8,
-    /// Fed by the server until it holds every chunk before the number; then the node takes over.
+    /// Fed by the server (or by one whose window reaches back further) until it holds every chunk before the number; then
+    /// the node takes over.
     fetching: Option<(NodeId, u64)>,
     fetches: u8,
     heard: Time,
@@ -86,6 +89,14 @@ struct Member {
     stuck_since: Option<Time>,
     ended: bool,
     failed: bool,
+}
+
+impl Member {
+    /// It was heard so long after this time that it lived then.
+    fn lives_after(&self, since: Time) -> bool {
+        let under_way = if is_planted(Mutation::JudgeAtOnce) { Duration::ZERO } else { UNDER_WAY };
+        self.heard > since + under_way
+    }
 }
 
 /// Makes links from one random key, so that the wave itself needs no source of chance.
@@ -171,6 +182,13 @@ impl Wave {
         self.members.get(&node).filter(|m| m.standing == Standing::In).map(|m| m.parent)
     }
 
+    /// Who takes a node over once the server has brought it up from the history.
+    #[must_use]
+    pub fn fetching(&self, node: NodeId) -> Option<NodeId> {
+        let member = self.members.get(&node).filter(|m| m.standing == Standing::In)?;
+        member.fetching.map(|(ancestor, _)| ancestor)
+    }
+
     fn living(&mut self, node: NodeId) -> Option<&mut Member> {
         self.members.get_mut(&node).filter(|m| m.standing == Standing::In)
     }
@@ -201,9 +219,12 @@ impl Wave {
         match caught_up {
             Some((ancestor, _)) if !is_planted(Mutation::StayWithServer) => {
                 let ancestor = self.nearest_in(ancestor);
-                // It may stand below the node by now: then the server goes on feeding it.
-                let below = self.subtree(node).contains(&ancestor);
-                self.attach(node, if below { HEAD } else { ancestor });
+                // It may stand below the node by now: then the one that feeds it goes on.
+                if !self.subtree(node).contains(&ancestor) {
+                    self.attach(node, ancestor);
+                } else if let Some(member) = self.living(node) {
+                    member.fetching = None;
+                }
                 self.sync()
             }
             _ => Vec::new(),
@@ -249,12 +270,19 @@ impl Wave {
     }
 
     /// A parent has sent chunks to a child and heard nothing for too long, though the child does not say that it is full.
+    /// [`Wave::silent_link`] is better: this one may speak of a link that was replaced meanwhile.
     pub fn silent_child(&mut self, parent: NodeId, child: NodeId, now: Time) -> Vec<Action> {
         let Some(member) = self.living(child).filter(|m| m.parent == parent) else { return Vec::new() };
         let link = member.link.id;
+        self.silent_link(child, &link, now)
+    }
+
+    /// The same, by the name of the link.
+    pub fn silent_link(&mut self, child: NodeId, link: &LinkId, now: Time) -> Vec<Action> {
+        let Some(member) = self.living(child) else { return Vec::new() };
         // The child was not heard: it is its parent that speaks.
         let heard = member.heard;
-        let actions = self.lost(child, &link, now);
+        let actions = self.lost(child, link, now);
         if let Some(member) = self.living(child) {
             member.heard = heard;
         }
@@ -265,9 +293,20 @@ impl Wave {
     pub fn lacking(&mut self, node: NodeId, link: &LinkId, oldest: u64, now: Time) -> Vec<Action> {
         let Some(member) = self.living(node).filter(|m| m.link.id == *link) else { return Vec::new() };
         member.heard = now;
-        let ancestor = member.parent;
-        member.fetches += 1;
-        if ancestor == HEAD || member.fetches > FETCHES || is_planted(Mutation::NoHistory) {
+        let (asked, fetching) = (member.parent, member.fetching);
+        if fetching.is_none() {
+            member.fetches += 1;
+        }
+        let allowed = member.fetches <= FETCHES && !is_planted(Mutation::NoHistory);
+        // The server's history first; then those above the ancestor, whose windows may reach back further because a disk
+        // there is slow.
+        let above = |node| self.members.get(&node).map_or(HEAD, |m| m.parent);
+        let (feeder, ancestor, oldest) = match fetching {
+            None => (HEAD, asked, oldest),
+            Some((ancestor, to)) => (above(if asked == HEAD { ancestor } else { asked }), ancestor, to),
+        };
+        let hopeless = if fetching.is_none() { asked == HEAD } else { feeder == HEAD };
+        if hopeless || !allowed || (fetching.is_some() && is_planted(Mutation::HistoryOnly)) {
             let why = "what it wants next has left every window and the history";
             let mut actions = Vec::new();
             // Those below it are behind it.
@@ -277,9 +316,9 @@ impl Wave {
             actions.extend(self.sync());
             return actions;
         }
-        let mut actions =
-            vec![Action::Say(format!("{node} is brought up from the server's history, to chunk {oldest}"))];
-        self.attach(node, HEAD);
+        let from = if feeder == HEAD { "the server's history".to_owned() } else { feeder.to_string() };
+        let mut actions = vec![Action::Say(format!("{node} is brought up from {from}, to chunk {oldest}"))];
+        self.attach(node, feeder);
         if let Some(member) = self.living(node) {
             member.fetching = Some((ancestor, oldest));
         }
@@ -350,7 +389,7 @@ impl Wave {
             let why = format!("it was silent for {} s", limit.as_secs());
             actions.extend(self.take(node, Standing::Dead, &why));
         }
-        for node in of(self, &|m| m.suspected.is_some_and(|since| m.heard > since)) {
+        for node in of(self, &|m| m.suspected.is_some_and(|since| m.lives_after(since))) {
             actions.extend(self.judge_link(node));
         }
         let stall = self.settings.stall;
@@ -376,7 +415,7 @@ impl Wave {
         else {
             return Vec::new();
         };
-        if parent != HEAD && self.members.get(&parent).is_some_and(|m| m.heard <= since) {
+        if parent != HEAD && self.members.get(&parent).is_some_and(|m| !m.lives_after(since)) {
             return Vec::new();
         }
         let mut actions =
@@ -618,11 +657,13 @@ mod tests {
         let actions = wave.lost(NodeId(3), &first, Duration::from_secs(1));
         obey(&mut wave, &mut places, actions);
         assert!(parent_of(&places, 3) == 2 && link(&places, 3) != first);
-        let (now, later) = (Duration::from_secs(2), Duration::from_secs(3));
+        let (now, later) = (Duration::from_secs(2), Duration::from_millis(3100));
         assert!(wave.lost(NodeId(3), &first, now).is_empty(), "an old link");
         let second = link(&places, 3);
         assert!(wave.lost(NodeId(3), &second, now).is_empty());
         assert!(wave.tick(now).is_empty(), "the parent may be dead");
+        all_heard(&mut wave, &[], now + Duration::from_millis(400));
+        assert!(wave.tick(now).is_empty(), "its last words may have been under way when it died");
         all_heard(&mut wave, &[], later);
         let actions = wave.tick(later);
         obey(&mut wave, &mut places, actions);
@@ -650,6 +691,43 @@ mod tests {
         let actions = wave.lacking(NodeId(3), &link, 50, Time::ZERO);
         let out = |n| actions.iter().any(|a| matches!(a, Action::Out(NodeId(m), _) if *m == n));
         assert!(out(3) && out(4) && !out(1));
+    }
+
+    #[test]
+    fn what_the_history_lacks_is_asked_for_of_those_above_the_ancestor() {
+        let (mut wave, mut places) = wave(5);
+        let lacks = |wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, oldest| {
+            let link = places[&NodeId(4)].parent.clone().unwrap().1.id;
+            let actions = wave.lacking(NodeId(4), &link, oldest, Time::ZERO);
+            obey(wave, places, actions.clone());
+            actions
+        };
+        let actions = wave.gone(NodeId(3), "x");
+        obey(&mut wave, &mut places, actions);
+        lacks(&mut wave, &mut places, 40);
+        assert_eq!(parent_of(&places, 4), 0);
+        lacks(&mut wave, &mut places, 45);
+        assert_eq!((parent_of(&places, 4), wave.fetching(NodeId(4))), (1, Some(NodeId(2))));
+        let actions = wave.status(NodeId(4), Status { held: 40, ..Status::default() }, Time::ZERO);
+        obey(&mut wave, &mut places, actions);
+        assert_eq!((parent_of(&places, 4), wave.fetching(NodeId(4))), (2, None));
+        // Nobody has it.
+        for _ in 0..2 {
+            lacks(&mut wave, &mut places, 60);
+        }
+        let actions = lacks(&mut wave, &mut places, 60);
+        let out = |n| actions.iter().any(|a| matches!(a, Action::Out(NodeId(m), _) if *m == n));
+        assert!(out(4) && out(5) && !out(2));
+    }
+
+    #[test]
+    fn a_silence_on_a_link_that_was_replaced_is_no_news() {
+        let (mut wave, mut places) = wave(3);
+        let old = places[&NodeId(2)].parent.clone().unwrap().1.id;
+        let actions = wave.lost(NodeId(2), &old, Time::ZERO);
+        obey(&mut wave, &mut places, actions);
+        assert!(wave.silent_link(NodeId(2), &old, Time::ZERO).is_empty());
+        assert_eq!(wave.members[&NodeId(2)].suspected, None);
     }
 
     #[test]

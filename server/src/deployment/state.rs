@@ -289,8 +289,8 @@ impl Deployment {
             ToServer::Lacking { link, oldest } => {
                 actions.extend(self.in_wave(id, now, |core, id| core.lacking(id, &link, oldest, time)));
             }
-            ToServer::Silent(child) => {
-                actions.extend(self.in_wave(id, now, |core, id| core.silent_child(id, child, time)));
+            ToServer::Silent { child, link } => {
+                actions.extend(self.in_wave(id, now, |core, _| core.silent_link(child, &link, time)));
             }
             ToServer::Ended(record) => {
                 node.ended = Some(record);
@@ -337,8 +337,8 @@ impl Deployment {
     pub fn head_report(&mut self, report: &Report, now: Instant) -> Vec<Action> {
         let time = self.time(now);
         match report {
-            Report::Silent(child) => {
-                self.in_wave(Some(HEAD), now, |core, id| core.silent_child(id, *child, time))
+            Report::Silent(child, link) => {
+                self.in_wave(Some(HEAD), now, |core, _| core.silent_link(*child, link, time))
             }
             // The head has no parent.
             Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) => Vec::new(),

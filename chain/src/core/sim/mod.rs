@@ -1,1 +1,78 @@
-//! x
+//! The simulator: one wave with all its nodes, driven through random deaths, freezes, cuts, resets and slow disks, and an
+//! oracle that knows the truth. What runs is the very code of [`super::relay`] and [`super::wave`]; machines, clocks,
+//! cables, kernels' buffers and disks are played by [`world`], [`control`] and [`data`].
+//!
+//! `KA_SIM_SCHEDULES=100000` runs so many schedules, `KA_SIM_SEED=n` one, and prints what happens in it.
+
+mod chance;
+mod control;
+mod data;
+mod oracle;
+mod plan;
+mod table;
+mod world;
+
+use super::mutation::{ALL, plant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use world::World;
+
+/// Runs one schedule; the text says what the oracle found.
+fn run(seed: u64, trace: bool) -> Result<(), String> {
+    // An arithmetic overflow or a broken assertion inside counts as found, too.
+    let run = AssertUnwindSafe(|| {
+        World::new(seed, trace).run().and_then(|mut world| {
+            world.check_quiet_run();
+            world.oracle.violation.take().map_or(Ok(()), Err)
+        })
+    });
+    catch_unwind(run).unwrap_or_else(|_| Err("a panic".to_owned()))
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+#[test]
+fn random_schedules_pass() {
+    if let Some(seed) = number("KA_SIM_SEED") {
+        let mutation = std::env::var("KA_SIM_MUTATION").ok();
+        plant(mutation.and_then(|name| ALL.into_iter().find(|m| format!("{m:?}") == name)));
+        let result = run(seed, true);
+        plant(None);
+        assert_eq!(result, Ok(()), "seed {seed}");
+        return;
+    }
+    let first = number("KA_SIM_FIRST").unwrap_or(0);
+    let count = number("KA_SIM_SCHEDULES").unwrap_or(2_000);
+    let mut failed = Vec::new();
+    for seed in first..first + count {
+        if let Err(text) = run(seed, false) {
+            println!(
+                "KA_SIM_SEED={seed} cargo test -p ka-chain --lib random_schedules -- --nocapture    {text}"
+            );
+            failed.push(seed);
+            if failed.len() == 20 {
+                break;
+            }
+        }
+    }
+    assert!(failed.is_empty(), "schedules {failed:?} failed");
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    const MOST: u64 = 4_000;
+    let mut missed = Vec::new();
+    std::panic::set_hook(Box::new(|_| {}));
+    for mutation in ALL {
+        plant(Some(mutation));
+        let found = (0..MOST).find_map(|seed| run(seed, false).err().map(|text| (seed, text)));
+        plant(None);
+        match found {
+            Some((seed, text)) => println!("{mutation:?}: schedule {}: {text}", seed + 1),
+            None => missed.push(mutation),
+        }
+    }
+    drop(std::panic::take_hook());
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
