@@ -58,11 +58,31 @@ pub enum Mutation {
     JudgeAtOnce,
     /// What the history lacks is not asked for of those above the ancestor.
     HistoryOnly,
+    /// A child that holds all that it was sent may be silent for ever.
+    OnlyChunksCount,
+    /// A chunk more than may go leaves the window.
+    LetGoOneMore,
+    /// A lost link counts against the one that replaced it.
+    AnyLinkLost,
+    /// A node whose consumer gave up keeps nothing for those below it.
+    FailedIsDead,
+    /// A child is resumed where its new parent is, when it is ahead of it.
+    ResumeAtEnd,
+    /// The dead stay in the families of those above them.
+    DeadStayInFamilies,
+    /// A link that is lost twice is dialled again and again.
+    RedialForEver,
+    /// The ancestor of an orphan that is being brought up does not keep its oldest chunk for it.
+    AncestorForgets,
+    /// The first dead link takes both its ends out.
+    OneDeadLinkIsEnough,
+    /// A disk that takes something now and then counts as stuck.
+    SlowIsStuck,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 27] = [
+pub const ALL: [Mutation; 37] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -90,6 +110,16 @@ pub const ALL: [Mutation; 27] = [
     Mutation::NeverStuck,
     Mutation::JudgeAtOnce,
     Mutation::HistoryOnly,
+    Mutation::OnlyChunksCount,
+    Mutation::LetGoOneMore,
+    Mutation::AnyLinkLost,
+    Mutation::FailedIsDead,
+    Mutation::ResumeAtEnd,
+    Mutation::DeadStayInFamilies,
+    Mutation::RedialForEver,
+    Mutation::AncestorForgets,
+    Mutation::OneDeadLinkIsEnough,
+    Mutation::SlowIsStuck,
 ];
 
 /// Whether this bug is planted.

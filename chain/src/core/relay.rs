@@ -64,6 +64,8 @@ struct Child {
     next: Option<u64>,
     /// When it last got on, said that it is full, or had nothing to get on with.
     moved: Time,
+    /// When it last acknowledged anything at all.
+    heard: Time,
     /// It was reported as silent.
     reported: bool,
 }
@@ -136,7 +138,7 @@ impl Relay {
                 Some(child) if child.link == link || is_planted(Mutation::KeepOldChild) => child,
                 replaced => {
                     changes.extend(replaced.map(|child| Change::CloseChild(node, child.link.id)));
-                    Child { link, next: None, moved: now, reported: false }
+                    Child { link, next: None, moved: now, heard: now, reported: false }
                 }
             };
             self.children.insert(node, child);
@@ -226,6 +228,9 @@ impl Relay {
     /// The local consumer gave up: from now on this is a relay for those below.
     pub fn consumer_gone(&mut self) {
         self.consumer = None;
+        if is_planted(Mutation::FailedIsDead) {
+            self.family.clear();
+        }
         self.trim();
     }
 
@@ -237,6 +242,7 @@ impl Relay {
         let node = *node;
         hold(&mut self.held, node, want);
         child.moved = now;
+        child.heard = now;
         if want < self.first && !is_planted(Mutation::ResumeFromOldest) {
             child.next = None;
             return (Some(node), Answer::Lacking(self.first));
@@ -246,6 +252,8 @@ impl Relay {
             want + 1
         } else if is_planted(Mutation::ResumeOneEarly) {
             want.saturating_sub(1).max(self.first)
+        } else if is_planted(Mutation::ResumeAtEnd) {
+            want.min(self.first + self.sizes.len() as u64)
         } else {
             want
         });
@@ -316,6 +324,7 @@ impl Relay {
                 hold(&mut self.held, *node, *to);
             }
         }
+        child.heard = now;
         // That it was full once is no excuse for ever: one that lives says so again each second.
         let full = said.full && !is_planted(Mutation::FullIsDead);
         if self.held.get(node).copied().unwrap_or_default() > before || full {
@@ -351,14 +360,17 @@ impl Relay {
         }
     }
 
-    /// Children that were sent chunks, and for `limit` have neither acknowledged any nor said that they are full. Each is
-    /// reported once.
+    /// Children that were sent chunks, and for `limit` have neither acknowledged any nor said that they are full; and those
+    /// that have said nothing at all for so long, though one that lives says something each second: it may hold all that it
+    /// was sent, and what is not heard is how far those below it are. Each is reported once.
     pub fn silent(&mut self, now: Time, limit: Duration) -> Vec<NodeId> {
         let mut silent = Vec::new();
         for (node, child) in &mut self.children {
             let held = self.held.get(node).copied().unwrap_or_default();
             let under_way = child.next.is_some_and(|next| next > held);
-            if under_way && !child.reported && now.saturating_sub(child.moved) >= limit {
+            let mute = child.next.is_some() && !is_planted(Mutation::OnlyChunksCount);
+            let silent_for = |since: Time| now.saturating_sub(since) >= limit;
+            if !child.reported && (under_way && silent_for(child.moved) || mute && silent_for(child.heard)) {
                 child.reported = true;
                 silent.push(*node);
             }
@@ -451,7 +463,7 @@ impl Relay {
 
     /// Lets go of what nobody needs. What has once left does not come back: `base` never falls.
     fn trim(&mut self) {
-        let keep = self.keep();
+        let keep = self.keep() + u64::from(is_planted(Mutation::LetGoOneMore));
         while self.base < keep {
             let at = usize::try_from(self.base - self.first).unwrap_or(usize::MAX);
             let Some(size) = self.sizes.get(at) else { break };
@@ -573,10 +585,12 @@ mod tests {
         relay.place(place(1, &[(2, 2)], &[(2, 1)]), Time::ZERO);
         relay.hello(&[2; 16], 0, Time::ZERO);
         let (eight, limit) = (Time::from_secs(8), Duration::from_secs(8));
+        relay.acknowledged(&[2; 16], &Acknowledgement::default(), Time::from_secs(7));
         assert!(relay.silent(eight, limit).is_empty(), "nothing was sent");
         relay.pushed(10, false);
         relay.sent(NodeId(2), 0, eight);
-        assert!(relay.silent(eight + Duration::from_secs(7), limit).is_empty());
+        relay.acknowledged(&[2; 16], &Acknowledgement::default(), Time::from_secs(15));
+        assert!(relay.silent(Time::from_secs(15), limit).is_empty());
         assert_eq!(relay.silent(eight * 2, limit), [NodeId(2)]);
         assert!(relay.silent(eight * 3, limit).is_empty());
         let full = Acknowledgement { full: true, held: Vec::new() };
@@ -586,6 +600,20 @@ mod tests {
         }
         // Its last word was that it is full, and then nothing came any more: the way back is cut.
         assert_eq!(relay.silent(Time::from_secs(71 + 8), limit), [NodeId(2)]);
+    }
+
+    #[test]
+    fn a_child_that_holds_all_and_says_nothing_any_more_is_silent_too() {
+        let mut relay = Relay::new(NodeId(1), limits(1), false);
+        relay.place(place(1, &[(2, 2)], &[(2, 1), (3, 2)]), Time::ZERO);
+        let limit = Duration::from_secs(8);
+        relay.pushed(10, false);
+        assert!(relay.silent(Time::from_secs(20), limit).is_empty(), "it is not connected");
+        relay.hello(&[2; 16], 0, Time::ZERO);
+        relay.sent(NodeId(2), 0, Time::ZERO);
+        says(&mut relay, 2, &[(2, 1), (3, 0)]);
+        assert!(relay.silent(Time::from_millis(7900), limit).is_empty());
+        assert_eq!((relay.base(), relay.silent(Time::from_secs(8), limit)), (0, vec![NodeId(2)]));
     }
 
     #[test]

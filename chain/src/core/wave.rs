@@ -208,7 +208,7 @@ impl Wave {
     pub fn status(&mut self, node: NodeId, status: Status, now: Time) -> Vec<Action> {
         let Some(member) = self.living(node) else { return Vec::new() };
         member.heard = now;
-        let moved = status.consumed > member.status.consumed;
+        let moved = status.consumed > member.status.consumed && !is_planted(Mutation::SlowIsStuck);
         member.stuck_since = match member.stuck_since {
             _ if !status.stuck => None,
             Some(since) if !moved => Some(since),
@@ -248,12 +248,12 @@ impl Wave {
         }
         let Some(member) = self.living(node) else { return Vec::new() };
         member.heard = now;
-        if member.link.id != *link {
+        if member.link.id != *link && !is_planted(Mutation::AnyLinkLost) {
             // That of an order which was replaced meanwhile.
             return Vec::new();
         }
         member.joined = false;
-        if member.lost_before {
+        if member.lost_before && !is_planted(Mutation::RedialForEver) {
             // The parent may be dead and we do not know it yet.
             member.suspected.get_or_insert(now);
             return Vec::new();
@@ -435,9 +435,10 @@ impl Wave {
             }
             self.attach(parent, last);
         }
+        let dead_links = if is_planted(Mutation::OneDeadLinkIsEnough) { 1 } else { DEAD_LINKS };
         for end in [node, parent] {
             // One that holds everything only waits for the release.
-            if self.members.get(&end).is_some_and(|m| m.dead_links >= DEAD_LINKS && !m.ended) {
+            if self.members.get(&end).is_some_and(|m| m.dead_links >= dead_links && !m.ended) {
                 let why = format!("{DEAD_LINKS} of its links were dead");
                 actions.extend(self.take(end, Standing::Out, &why));
             }
@@ -516,7 +517,13 @@ impl Wave {
         let mut actions = Vec::new();
         let mut children: BTreeMap<NodeId, Vec<(NodeId, Link)>> = BTreeMap::new();
         let mut families: BTreeMap<NodeId, BTreeMap<NodeId, u8>> = BTreeMap::new();
-        for (node, member) in self.members.iter().filter(|(_, m)| m.standing == Standing::In) {
+        for (node, member) in &self.members {
+            if member.standing != Standing::In {
+                if is_planted(Mutation::DeadStayInFamilies) {
+                    self.credit(member, 1, *node, &mut families);
+                }
+                continue;
+            }
             children.entry(member.parent).or_default().push((*node, member.link.clone()));
             self.credit(member, 1, *node, &mut families);
         }
@@ -559,7 +566,9 @@ impl Wave {
         if depth > self.settings.survive + 1 {
             return;
         }
-        for above in std::iter::once(member.parent).chain(member.fetching.map(|(ancestor, _)| ancestor)) {
+        let ancestor = member.fetching.map(|(ancestor, _)| ancestor);
+        let ancestor = ancestor.filter(|_| !is_planted(Mutation::AncestorForgets));
+        for above in std::iter::once(member.parent).chain(ancestor) {
             if above == node {
                 continue;
             }

@@ -277,7 +277,7 @@ impl DeployArgs {
             Some(text) => parse_size(text).context("--history")?,
             None => {
                 let info = rustix::system::sysinfo();
-                let ram = u64::from(info.mem_unit) * u64::try_from(info.totalram).unwrap_or(0);
+                let ram = u64::from(info.mem_unit) * info.totalram;
                 (ram / 8).min(1 << 30)
             }
         };

@@ -99,9 +99,14 @@ impl World {
         self.report(node, ToServer::Closed);
     }
 
-    /// The server: what has arrived first, then the time that has passed.
+    /// The server: what has arrived, then the time that has passed; now and then the other way round, as its threads
+    /// may do after a pause.
     pub(super) fn serve_nodes(&mut self, ticks: bool) {
         let now = self.hosts[0].time;
+        if ticks && self.chance.percent(30) {
+            let actions = self.wave.tick(now);
+            self.act(actions);
+        }
         for node in 1..self.wires.len() {
             while let Some((at, _)) = self.wires[node].to_server.front()
                 && self.arrived(node, 0, *at)
