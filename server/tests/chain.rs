@@ -391,8 +391,9 @@ fn a_node_that_is_killed_in_the_middle_ends_in_the_summary_and_nobody_hangs() {
     assert_eq!((server, agents[0], agents[2]), (3, 0, 0), "{}", d.everything());
     assert!(d.server.text().contains("n1 FAILED"), "{}", d.everything());
     for n in [0, 2] {
-        let differences = compare_with_rsync(golden.path(), &d.target(n), &[]).unwrap();
-        assert!(differences.is_empty(), "node {n}: {differences:?}");
+        // GNU tar's own format knows no parts of a second, so names and content are compared.
+        let same = Command::new("diff").arg("-r").arg(golden.path()).arg(d.target(n)).status().unwrap();
+        assert!(same.success(), "node {n}");
     }
 }
 
