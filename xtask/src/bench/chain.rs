@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Below this idle share a shaped run says more about the machine than about the contender.
 const IDLE: f64 = 0.10;
+/// Above this busy share before a run somebody else works here, and the machine's figures cannot be trusted.
+const BUSY: f64 = 0.05;
 /// How often such a run is repeated.
 const REPEATS: usize = 2;
 
@@ -210,11 +212,12 @@ fn attempts(
                 let void = family.megabits().is_some() && figures.idle < IDLE;
                 say!(
                     "bench",
-                    "{case} {who}: {:.1} MB/s, {:.2} CPU-s/GB ({:.2} by processes), {:.0} % idle{}",
+                    "{case} {who}: {:.1} MB/s, {:.2} CPU-s/GB ({:.2} by processes), {:.0} % idle{}{}",
                     figures.mb_per_s,
                     figures.cpu_machine,
                     figures.cpu_processes,
                     figures.idle * 100.0,
+                    if figures.baseline > BUSY { "; the machine was busy before already" } else { "" },
                     if void { ": void, the machine was the brake" } else { "" }
                 );
                 entry.runs.push(Run { figures: Some(figures), void, error: None });

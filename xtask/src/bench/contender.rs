@@ -59,7 +59,7 @@ impl Contender {
                 "`mbuffer -I PORT -O NEXT:PORT -o -` at each node, blocks of 256 KiB, 32 MiB of memory"
             }
             Self::Nc => "`nc -l PORT | tee /dev/fd/3 3>&1 >/dev/null | nc -N NEXT PORT` at each node",
-            Self::Udpcast => "udp-sender and udp-receiver, multicast, its defaults",
+            Self::Udpcast => "udp-sender and udp-receiver, multicast, `--min-receivers N`, else its defaults",
             Self::Relay => "bare read/write relay, one process per node, one buffer of 256 KiB: the limit",
             Self::Tcp => "bare relay to one receiver: one plain TCP stream",
         }
@@ -127,7 +127,8 @@ impl Contender {
                 vec!["sh".to_owned(), "-c".to_owned(), script]
             }
             Self::Udpcast if node == 0 => text(&format!(
-                "udp-sender --nokbd --no-progress --interface eth0 --portbase {UDP_PORT} --min-receivers {receivers}"
+                "udp-sender --nokbd --no-progress --interface eth0 --portbase {UDP_PORT} --min-receivers {receivers} \
+                 --rexmit-hello-interval 200"
             )),
             Self::Udpcast => {
                 text(&format!("udp-receiver --nokbd --no-progress --interface eth0 --portbase {UDP_PORT}"))

@@ -20,6 +20,8 @@ pub struct Figures {
     pub cpu_processes: f64,
     /// Idle share of the machine, from 0 to 1.
     pub idle: f64,
+    /// Busy share of the machine before the run, which the machine's figures leave out.
+    pub baseline: f64,
     /// Most memory resident at any receiver, bytes.
     pub peak_node: u64,
     /// The same of the head.
@@ -41,6 +43,8 @@ pub struct Measured {
     pub processes: Duration,
     /// See [`Figures::idle`].
     pub idle: f64,
+    /// See [`Figures::baseline`].
+    pub baseline: f64,
     /// See [`Figures::peak_node`].
     pub peak_node: u64,
     /// See [`Figures::peak_head`].
@@ -61,6 +65,7 @@ impl Measured {
             cpu_machine: self.machine / received,
             cpu_processes: self.processes.as_secs_f64() / received,
             idle: self.idle,
+            baseline: self.baseline,
             peak_node: self.peak_node,
             peak_head: self.peak_head,
         }
@@ -90,6 +95,7 @@ pub fn medians(runs: &[&Figures]) -> Option<Figures> {
         cpu_machine: of(|f| f.cpu_machine)?,
         cpu_processes: of(|f| f.cpu_processes)?,
         idle: of(|f| f.idle)?,
+        baseline: of(|f| f.baseline)?,
         peak_node: runs.iter().map(|f| f.peak_node).max()?,
         peak_head: runs.iter().map(|f| f.peak_head).max()?,
     })
@@ -116,6 +122,7 @@ mod tests {
             machine: 4.0,
             processes: Duration::from_millis(2400),
             idle: 0.3,
+            baseline: 0.0,
             peak_node: 7,
             peak_head: 9,
         };
@@ -134,6 +141,7 @@ mod tests {
             cpu_machine: 1.0,
             cpu_processes: 1.0,
             idle,
+            baseline: 0.0,
             peak_node: peak,
             peak_head: 1,
         };

@@ -3,17 +3,20 @@
 //! Everything is gone when this is dropped, and what a killed run left is removed by the next.
 
 use crate::lab::net::{PREFIX, remove, remove_leftovers};
-use crate::{run, say};
+use crate::{interrupt, run, say};
 use anyhow::{Context, Result, bail};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// The kernel's list of algorithms that a namespace may choose; of the whole machine.
 const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 /// What every namespace uses.
 const CUBIC: &str = "cubic";
+/// How long the cables may take to come up.
+const UP: Duration = Duration::from_secs(20);
 /// Most nodes, the head included: one /24.
 pub const MOST: usize = 254;
 
@@ -56,7 +59,17 @@ impl Net {
             }
             use_cubic(node)?;
         }
+        net.wait_up()?;
         Ok(net)
+    }
+
+    /// The kernel notices that a cable is plugged in up to a second later.
+    fn wait_up(&self) -> Result<()> {
+        let up = interrupt::poll(UP, || {
+            let ports = run::output("ip", &["-n", &self.bridge, "-o", "link", "show", "master", "br0"])?;
+            Ok((ports.matches(" state UP ").count() == self.nodes.len()).then_some(()))
+        })?;
+        up.context("the benchmark's virtual cables do not come up")
     }
 
     /// How many nodes receive.
@@ -152,7 +165,7 @@ fn bridge_script(nodes: &[String]) -> String {
 
 fn node_script(node: usize) -> String {
     format!(
-        "link set lo up\naddr add {}/24 dev {CABLE}\nlink set {CABLE} up\nroute add 224.0.0.0/4 dev {CABLE}\n",
+        "link set lo up\naddr add {}/24 brd + dev {CABLE}\nlink set {CABLE} up\nroute add 224.0.0.0/4 dev {CABLE}\n",
         address(node)
     )
 }

@@ -65,6 +65,7 @@ impl Case {
             "x relay",
             "CPU-s/GB, processes",
             "idle",
+            "busy before",
             "peak RSS of a node, MiB",
             "of the head",
             "runs",
@@ -81,6 +82,7 @@ impl Case {
                 number(ratio(median.map(|f| f.cpu_machine), relay), 2),
                 number(median.map(|f| f.cpu_processes), 2),
                 percent(median.map(|f| f.idle)),
+                percent(median.map(|f| f.baseline)),
                 mebibytes(median.map(|f| f.peak_node)),
                 mebibytes(median.map(|f| f.peak_head)),
                 entry.runs_text(),
@@ -144,7 +146,7 @@ impl Report {
         text.push_str(&format!(
             "\nEach node is a network namespace of its own, on one machine. All contenders read the stream from a file in \
              memory on the\nstandard input of their head (`< FILE`; for a Debian root Ka reads the tree itself) and drop \
-             it at every receiver\n(Ka after verifying it: {}). The rounds are interleaved; medians. MB/s is the stream's \
+             it at every receiver.\nKa verifies it first; {}. The rounds are interleaved; medians. MB/s is the stream's \
              length by the time from the\nfirst byte read to the end of the last receiver. CPU is per GB received, over \
              all nodes: the machine's busy time\nbeyond its idle baseline, and the sum over the processes. A shaped run \
              with less than 10 % idle is void.\n",
@@ -217,6 +219,7 @@ pub(crate) mod tests {
             cpu_machine: cpu,
             cpu_processes: cpu,
             idle: 0.5,
+            baseline: 0.0,
             peak_node: 3 << 20,
             peak_head: 4 << 20,
         };

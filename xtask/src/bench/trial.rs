@@ -241,6 +241,7 @@ pub fn run(
         machine: spent.busy_seconds_beyond(baseline, rustix::param::clock_ticks_per_second()),
         processes,
         idle: spent.idle_share(),
+        baseline,
         peak_node,
         peak_head,
     })
