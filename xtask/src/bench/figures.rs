@@ -56,14 +56,15 @@ impl Measured {
     #[must_use]
     pub fn figures(&self) -> Figures {
         let bytes = self.bytes as f64;
-        // An empty run has neither a rate nor a cost; nothing is divided by zero.
-        let received = (bytes * self.receivers as f64 / GB).max(f64::MIN_POSITIVE);
+        let received = bytes * self.receivers as f64 / GB;
+        // Without a byte received there is no cost of one.
+        let per_gb = |seconds: f64| if received > 0.0 { seconds / received } else { 0.0 };
         let seconds = self.time.as_secs_f64();
         Figures {
             seconds,
             mb_per_s: bytes / MB / seconds.max(1e-9),
-            cpu_machine: self.machine / received,
-            cpu_processes: self.processes.as_secs_f64() / received,
+            cpu_machine: per_gb(self.machine),
+            cpu_processes: per_gb(self.processes.as_secs_f64()),
             idle: self.idle,
             baseline: self.baseline,
             peak_node: self.peak_node,
