@@ -45,6 +45,9 @@ struct Receive {
     /// give the stream to this command instead
     #[argh(option, arg_name = "COMMAND")]
     sink_cmd: Option<String>,
+    /// verify the stream and drop it: for measuring
+    #[argh(switch)]
+    discard: bool,
     /// the name to ask for (default: this machine's)
     #[argh(option, arg_name = "NAME")]
     name: Option<String>,
@@ -106,16 +109,17 @@ fn level(verbose: bool) -> LevelFilter {
 
 fn receive(args: &Receive) -> Result<Exit> {
     logger::install(level(args.verbose));
-    let sink = match (&args.target, &args.sink_cmd) {
-        (Some(target), None) => {
+    let sink = match (&args.target, &args.sink_cmd, args.discard) {
+        (Some(target), None, false) => {
             if !target.is_dir() {
                 bail!("--target {}: not a directory", target.display());
             }
             Sink::Directory(target)
         }
-        (None, Some(command)) => Sink::Command(command),
+        (None, Some(command), false) => Sink::Command(command),
+        (None, None, true) => Sink::Discard,
         _ => {
-            eprintln!("ka-agent: give either --target DIR or --sink-cmd COMMAND");
+            eprintln!("ka-agent: give one of --target DIR, --sink-cmd COMMAND, --discard");
             return Ok(Exit::Usage);
         }
     };

@@ -27,6 +27,8 @@ pub enum Sink<'a> {
     Directory(&'a Path),
     /// Given to a command (`sh -c`) on its standard input.
     Command(&'a str),
+    /// Verified and dropped: nothing is written. For measuring the chain without a disk.
+    Discard,
 }
 
 /// What came out of a reception.
@@ -34,7 +36,7 @@ pub enum Sink<'a> {
 pub struct Reception {
     /// The end record that this node verified.
     pub record: EndRecord,
-    /// What was unpacked; none when a command took the stream.
+    /// What was unpacked; none when the stream went elsewhere than into a directory.
     pub unpacked: Option<UnpackSummary>,
     /// Stays in the chain for those below, until it is dropped.
     pub relay: Relay,
@@ -219,6 +221,7 @@ fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> R
             (PartKind::Tar | PartKind::Raw, Sink::Command(command)) => {
                 pipe_to(reader, command, &mut counters)?;
             }
+            (PartKind::Tar | PartKind::Raw, Sink::Discard) => discard(reader, &mut counters)?,
             (PartKind::Raw, Sink::Directory(_)) => bail!("part {} is raw blocks, not a tree", part.name),
         }
     }
@@ -226,6 +229,19 @@ fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> R
         bail!("the stream held no tree");
     }
     Ok(unpacked)
+}
+
+/// Reads a part to its end through one small buffer that stays in the cache.
+fn discard(reader: &mut impl Read, observer: &mut impl Observer) -> Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => observer.bytes(n as u64),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("receiving the stream"),
+        }
+    }
 }
 
 fn pipe_to(reader: &mut impl Read, command: &str, observer: &mut impl Observer) -> Result<()> {
@@ -283,5 +299,19 @@ mod tests {
             assert_eq!(format!("{error:#}"), expected);
         }
         pipe_to(&mut &big[..], "cat >/dev/null", &mut counters).unwrap();
+    }
+
+    #[test]
+    fn what_is_discarded_is_counted_and_an_early_end_is_an_error() {
+        let mut counters = &Counters::default();
+        discard(&mut &vec![7; 200_000][..], &mut counters).unwrap();
+        assert_eq!(counters.consumed.load(Ordering::Relaxed), 200_000);
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("cut"))
+            }
+        }
+        assert!(format!("{:#}", discard(&mut Broken, &mut counters).unwrap_err()).ends_with("cut"));
     }
 }

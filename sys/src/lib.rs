@@ -9,3 +9,4 @@ pub mod net;
 pub mod power;
 pub mod process;
 pub mod signals;
+pub mod usage;

@@ -117,6 +117,49 @@ pub fn build_agent(log: &Path) -> Result<PathBuf> {
     Ok(agent)
 }
 
+/// What a deployment runs, as it is shipped.
+#[derive(Debug, Clone)]
+pub struct Shipped {
+    /// `ka-agent`.
+    pub agent: PathBuf,
+    /// `ka-server`.
+    pub server: PathBuf,
+}
+
+/// Builds agent and server as they are shipped.
+///
+/// # Errors
+/// When cargo fails, or they are not what they must be.
+pub fn build_shipped(log: &Path) -> Result<Shipped> {
+    let folder = match std::env::var_os("KA_LAB_BINARIES").map(PathBuf::from) {
+        Some(folder) => {
+            say!("build", "nothing is built: programs of {} (KA_LAB_BINARIES)", folder.display());
+            folder
+        }
+        None => {
+            let Metadata { target_directory, workspace_root } = metadata()?;
+            say!("build", "ka-agent and ka-server as they are shipped");
+            let words = ["build", "--locked", "--release", "--target", MUSL, "--bins"];
+            run::logged(
+                Command::new(cargo()).current_dir(workspace_root).args(words).args([
+                    "-p",
+                    "ka-agent",
+                    "-p",
+                    "ka-server",
+                ]),
+                log,
+                LIMIT,
+            )
+            .context("building Ka")?;
+            target_directory.join(MUSL).join("release")
+        }
+    };
+    let shipped = Shipped { agent: folder.join("ka-agent"), server: folder.join("ka-server") };
+    check_static(&shipped.agent)?;
+    check_static(&shipped.server)?;
+    Ok(shipped)
+}
+
 /// Static and position-independent: `ET_DYN` without an interpreter.
 fn check_static(program: &Path) -> Result<()> {
     let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;

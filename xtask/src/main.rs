@@ -1,5 +1,6 @@
 //! `cargo xtask`: the demonstration, the tests, and the virtual lab that they share.
 
+mod bench;
 mod binaries;
 mod compare;
 mod demo;
@@ -30,6 +31,7 @@ struct Args {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum Command {
+    Bench(bench::Bench),
     Demo(Demo),
     Lab(Lab),
     Test(Test),
@@ -91,6 +93,16 @@ struct LabLogin {}
 struct LabSetup {}
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(result) = bench::programs::run(&words) {
+        return match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("{}: {e:#}", words.join(" "));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let args: Args = ka_cli::args::parse("cargo xtask", env!("CARGO_PKG_VERSION"));
     say::start();
     let result = interrupt::install().and_then(|()| run_command(args.command));
@@ -115,6 +127,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 
 fn run_command(command: Command) -> Result<Exit> {
     match command {
+        Command::Bench(bench) => Ok(if bench::run(&bench)? { Exit::Done } else { Exit::Failed }),
         Command::Demo(_) => {
             demo::run(&run_dir("demo")?)?;
             Ok(Exit::Done)

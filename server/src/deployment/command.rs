@@ -43,6 +43,9 @@ pub struct DeployArgs {
     /// send what this command writes (a tar stream) instead of a tree
     #[argh(option, arg_name = "COMMAND")]
     pub source_cmd: Option<String>,
+    /// send this file (a tar stream) instead of a tree; - is standard input
+    #[argh(option, arg_name = "FILE")]
+    pub source_file: Option<PathBuf>,
     /// lines `MAC NAME [group=G]`; only these nodes are installed
     #[argh(option, arg_name = "FILE")]
     pub nodes_file: Option<PathBuf>,
@@ -190,6 +193,12 @@ pub struct Settings {
 const AUTO_LEVEL: i32 = 3;
 
 impl DeployArgs {
+    /// Whether the stream is a tree that is walked, not what a command or a file gives.
+    #[must_use]
+    pub fn sends_tree(&self) -> bool {
+        self.source_cmd.is_none() && self.source_file.is_none()
+    }
+
     /// Reads and checks the values.
     ///
     /// # Errors
@@ -198,6 +207,9 @@ impl DeployArgs {
         let time = |name: &str, text: &str| parse_time(text).with_context(|| format!("--{name}"));
         if self.nodes == Some(0) || self.min_nodes == 0 {
             bail!("--nodes and --min-nodes must be at least 1");
+        }
+        if self.source_cmd.is_some() && self.source_file.is_some() {
+            bail!("give one of --source-cmd and --source-file");
         }
         if self.layout.is_none() && self.root != std::path::Path::new("/") {
             bail!(
@@ -346,6 +358,7 @@ mod tests {
             (&["--nodes=1", "--listen=nowhere"], "--listen nowhere"),
             (&["--nodes=1", "--arity=0"], "--arity"),
             (&["--nodes=1", "--wait=soon"], "--wait"),
+            (&["--nodes=1", "--source-cmd=x", "--source-file=y"], "one of --source-cmd"),
         ] {
             let error = format!("{:#}", settings(words).unwrap_err());
             assert!(error.contains(expected), "{words:?}: {error}");

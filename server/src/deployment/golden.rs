@@ -81,11 +81,11 @@ impl Plan {
         })?;
         let mounts: Vec<String> =
             layout.partitions.iter().filter_map(|p| p.mount.as_ref()).map(|m| m.path.clone()).collect();
-        if args.source_cmd.is_none() && !mounts.iter().any(|m| m == "/") {
+        if args.sends_tree() && !mounts.iter().any(|m| m == "/") {
             bail!("the layout mounts nothing at /");
         }
         let pack = pack_options(args, &root, &mounts)?;
-        let used = if args.source_cmd.is_some() { BTreeMap::new() } else { measure(&pack)? };
+        let used = if args.sends_tree() { measure(&pack)? } else { BTreeMap::new() };
         let os_release = os_release(&root);
         let hostname = first_line(&root.join("etc/hostname")).unwrap_or_default();
         let golden =

@@ -339,9 +339,10 @@ impl Run<'_> {
         let feeder = Feeder::new(wave, store, signer, self.settings.compression, self.threads);
         self.head = Some(head);
         self.plain = feeder.counter();
-        let source = match &self.args.source_cmd {
-            Some(command) => Source::Command(command.clone()),
-            None => Source::Tree(self.plan.pack.clone()),
+        let source = match (&self.args.source_cmd, &self.args.source_file) {
+            (Some(command), _) => Source::Command(command.clone()),
+            (None, Some(file)) => Source::File(file.clone()),
+            (None, None) => Source::Tree(self.plan.pack.clone()),
         };
         let current = self.current.clone();
         let (done, receiver) = sync_channel(1);

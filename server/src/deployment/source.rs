@@ -5,10 +5,16 @@ use anyhow::{Context, Result, bail};
 use ka_archive::{Observer, PackOptions, PackSummary, pack};
 use ka_chain::feed::Feeder;
 use ka_chain::stream::{EndRecord, Part, PartKind};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes read at a time from a command or a file: a chunk's worth.
+const COPY: usize = 256 << 10;
 
 /// Where the stream comes from.
 #[derive(Debug, Clone)]
@@ -17,6 +23,8 @@ pub enum Source {
     Tree(PackOptions),
     /// What this command writes, run by `sh -c`.
     Command(String),
+    /// The bytes of this file; `-` is standard input.
+    File(PathBuf),
 }
 
 /// What was sent.
@@ -24,7 +32,7 @@ pub enum Source {
 pub struct Sent {
     /// The end record.
     pub record: EndRecord,
-    /// What the walker saw; none for a command.
+    /// What the walker saw; none for a command or a file.
     pub summary: Option<PackSummary>,
 }
 
@@ -63,6 +71,11 @@ pub fn feed(source: &Source, mut feeder: Feeder, mut current: Current) -> Result
             copy_command(command, &mut feeder)?;
             Ok(None)
         }
+        Source::File(path) => {
+            feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
+            copy_file(path, &mut feeder)?;
+            Ok(None)
+        }
     })();
     match fed {
         Ok(summary) => {
@@ -77,6 +90,31 @@ pub fn feed(source: &Source, mut feeder: Feeder, mut current: Current) -> Result
     }
 }
 
+fn copy_file(path: &Path, out: &mut impl Write) -> Result<()> {
+    let sending = || format!("sending {}", path.display());
+    if path == Path::new("-") {
+        // Through its descriptor: the buffer of the standard library's own would be one more copy.
+        let input = io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
+        copy(&mut File::from(input), out).with_context(sending)
+    } else {
+        let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        copy(&mut file, out).with_context(sending)
+    }
+}
+
+/// Copies to the end through one buffer that stays in the cache.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<()> {
+    let mut buffer = vec![0; COPY];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to.write_all(&buffer[..n]).context("writing to the chain")?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).context("reading"),
+        }
+    }
+}
+
 fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
     let mut child = Command::new("sh")
         .args(["-c", command])
@@ -85,19 +123,8 @@ fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
         .spawn()
         .with_context(|| format!("running the source command `{command}`"))?;
     let mut pipe = child.stdout.take().context("the source command has no output")?;
-    let mut buffer = vec![0; 1 << 20];
-    let copied = loop {
-        match pipe.read(&mut buffer) {
-            Ok(0) => break Ok(()),
-            Ok(n) => {
-                if let Err(e) = out.write_all(&buffer[..n]) {
-                    break Err(e).context("sending what the source command writes");
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => break Err(e).with_context(|| format!("reading from the source command `{command}`")),
-        }
-    };
+    let copied =
+        copy(&mut pipe, out).with_context(|| format!("sending what the source command `{command}` writes"));
     drop(pipe);
     if copied.is_err() {
         // It writes to a closed pipe now and would end by itself; kill makes that sure. It may be gone already.
@@ -128,5 +155,18 @@ mod tests {
         let error = copy_command("echo data; kill -9 $$", &mut Vec::new()).unwrap_err().to_string();
         assert!(error.ends_with("ended with signal 9"), "{error}");
         copy_command("echo data", &mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_sent_as_it_is_and_a_missing_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stream");
+        let bytes: Vec<u8> = (0..600_000u32).map(|n| n.to_le_bytes()[1]).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mut out = Vec::new();
+        copy_file(&path, &mut out).unwrap();
+        assert!(out == bytes);
+        let error = copy_file(&folder.path().join("none"), &mut out).unwrap_err();
+        assert!(format!("{error:#}").contains("none: No such file"), "{error:#}");
     }
 }

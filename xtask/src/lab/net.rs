@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const BRIDGE: &str = "br0";
 /// The server's address on the bridge.
 pub const SERVER_IP: &str = "10.91.0.1";
-const PREFIX: &str = "ka-lab-";
+/// First part of the name of every namespace that xtask makes; the process id follows.
+pub const PREFIX: &str = "ka-lab-";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -78,7 +79,10 @@ impl Drop for Net {
 }
 
 /// Ends what still runs in a namespace, then removes it.
-fn remove(name: &str) -> Result<()> {
+///
+/// # Errors
+/// When `ip` refuses.
+pub fn remove(name: &str) -> Result<()> {
     let pids = run::output("ip", &["netns", "pids", name])?;
     for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
         // ESRCH: it ended meanwhile.
@@ -88,7 +92,10 @@ fn remove(name: &str) -> Result<()> {
 }
 
 /// Removes the namespaces of earlier runs that were killed before they could clean up.
-fn remove_leftovers() -> Result<()> {
+///
+/// # Errors
+/// When the folder of the names cannot be read.
+pub fn remove_leftovers() -> Result<()> {
     let Ok(entries) = std::fs::read_dir("/run/netns") else { return Ok(()) };
     for entry in entries {
         let name = entry.context("reading /run/netns")?.file_name().to_string_lossy().into_owned();

@@ -63,13 +63,22 @@ const LAB: [Need; 11] = [
     need("zstd", "/usr/bin/zstd"),
 ];
 
+/// For benchmarks: the peers.
+const BENCH: [Need; 3] = [
+    need("mbuffer", "/usr/bin/mbuffer"),
+    need("netcat-openbsd", "/usr/bin/nc.openbsd"),
+    need("udpcast", "/usr/bin/udp-sender"),
+];
+
 /// How much is to be set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Building and the tests without virtual machines.
     Tests,
-    /// All, with the virtual machines.
+    /// The tests, and the virtual machines.
     Lab,
+    /// The tests, and the peers with whom Ka is compared.
+    Bench,
 }
 
 /// Makes this machine able to do what `scope` says, installing what is missing.
@@ -77,10 +86,15 @@ pub enum Scope {
 /// # Errors
 /// Without root when something is missing: the error names the commands. With root when installing fails.
 pub fn ensure(scope: Scope, log: &Path) -> Result<()> {
-    let wanted = BUILD.iter().chain(&TEST).chain(if scope == Scope::Lab { &LAB[..] } else { &[] });
+    let more: &[Need] = match scope {
+        Scope::Tests => &[],
+        Scope::Lab => &LAB,
+        Scope::Bench => &BENCH,
+    };
+    let wanted = BUILD.iter().chain(&TEST).chain(more);
     let packages: Vec<&str> = wanted.filter(|need| !is_there(need.file)).map(|need| need.package).collect();
     let root = rustix::process::geteuid().is_root();
-    if !root && (!packages.is_empty() || scope == Scope::Lab) {
+    if !root && (!packages.is_empty() || scope != Scope::Tests) {
         bail!(Missing(advice(&packages)));
     }
     if packages.is_empty() {
