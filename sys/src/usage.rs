@@ -57,6 +57,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
+    #[allow(clippy::zombie_processes)] // it is waited for, by what is tested
     fn a_busy_child_has_used_time_and_memory() {
         let script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; exit 3";
         let child = Command::new("sh").args(["-c", script]).spawn().unwrap();

@@ -18,7 +18,7 @@ pub(super) enum ToNode {
 }
 
 /// From a node to the server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum ToServer {
     Pong,
     Status(Status),

@@ -4,6 +4,7 @@ use super::plan::EVER;
 use super::world::{State, World};
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
+use std::fmt::Display;
 
 /// ms by which the server's knowledge of a node lags behind: half a second between two reports, a delay, a tick.
 const LAG: u64 = 1_100;
@@ -51,7 +52,7 @@ impl Oracle {
         }
     }
 
-    pub(super) fn fail(&mut self, now: u64, text: String) {
+    pub(super) fn fail(&mut self, now: u64, text: impl Display) {
         self.violation.get_or_insert(format!("at {now} ms: {text}"));
     }
 
