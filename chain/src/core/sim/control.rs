@@ -304,7 +304,6 @@ fn shown(place: &Place) -> String {
     format!("{}: parent {parent:?} children {children:?} family {family:?}", place.epoch)
 }
 
-
 fn short(message: &ToServer) -> String {
     let link = |id: &LinkId| format!("{:02x}{:02x}{:02x}{:02x}", id[0], id[1], id[2], id[3]);
     match message {

@@ -260,7 +260,8 @@ impl World {
                 && let Some(number) = self.hosts[host].relay.next_for(child)
             {
                 if number < self.hosts[host].relay.first() {
-                    self.oracle.fail(self.now, format!("host {host} is to send chunk {number}, which has left"));
+                    self.oracle
+                        .fail(self.now, format!("host {host} is to send chunk {number}, which has left"));
                     return;
                 }
                 self.hosts[host].relay.sent(child, number, now);

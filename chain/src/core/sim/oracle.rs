@@ -64,7 +64,7 @@ impl Oracle {
         self.orders[host] = Some(place.clone());
     }
 
-    pub(super) fn killed(&mut self, _now: u64, node: usize) {
+    pub(super) fn killed(&mut self, node: usize) {
         if !self.counted[node] {
             self.counted[node] = true;
             self.losses += 1;
@@ -150,7 +150,7 @@ impl World {
             let text = format!("node {node} is declared dead ({why}) and was silent for {silent} ms");
             self.oracle.fail(self.now, text);
         }
-        self.oracle.killed(self.now, node);
+        self.oracle.killed(node);
     }
 
     /// Nobody is taken out without a reason.
@@ -177,7 +177,7 @@ impl World {
         if let Some(wrong) = wrong {
             self.oracle.fail(self.now, format!("node {node} is taken out ({why}), but {wrong}"));
         }
-        self.oracle.killed(self.now, node);
+        self.oracle.killed(node);
     }
 
     /// A node is about to tell the server that its parent lacks the chunk that it wants.
@@ -194,7 +194,9 @@ impl World {
         }
         let want = self.hosts[node].relay.end();
         let holds = |host: &usize| {
-            self.is_up(*host) && self.hosts[*host].relay.first() <= want && self.is_above(*host, node, u8::MAX)
+            self.is_up(*host)
+                && self.hosts[*host].relay.first() <= want
+                && self.is_above(*host, node, u8::MAX)
         };
         let holder = (0..self.hosts.len()).find(holds);
         self.oracle.lacking = Some((node, holder));
@@ -301,10 +303,10 @@ impl World {
 
     /// Nothing is broken, stuck or frozen, and every link stands.
     fn is_calm(&self) -> bool {
-        let nodes = (1..self.hosts.len()).filter(|node| self.is_in(*node));
+        let mut nodes = (1..self.hosts.len()).filter(|node| self.is_in(*node));
         self.one_way.is_empty()
             && !self.conns.iter().any(|conn| conn.cut_down || conn.cut_up)
-            && nodes.into_iter().all(|node| {
+            && nodes.all(|node| {
                 let host = &self.hosts[node];
                 !host.consumer.stuck
                     && host.frozen_until < EVER

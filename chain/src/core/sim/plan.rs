@@ -132,7 +132,8 @@ impl Plan {
             let node = chance.within(1, self.nodes as u64) as usize;
             if chance.percent(15) {
                 // Neighbours at one instant.
-                let fault = chance.pick(&[Fault::Kill(0), Fault::Kill(0), Fault::Off(0), Fault::Cut(0, EVER)]);
+                let fault =
+                    chance.pick(&[Fault::Kill(0), Fault::Kill(0), Fault::Off(0), Fault::Cut(0, EVER)]);
                 for next in 0..chance.within(2, 4) as usize {
                     let node = node + next;
                     if node <= self.nodes {

@@ -212,7 +212,11 @@ impl World {
             let node = NodeId(n as u32);
             let at = format!("{}..{}..{}", host.relay.first(), host.relay.base(), host.relay.end());
             let how = (self.wave.standing(node), host.state);
-            format!("{n}<-{:?} {at} consumed {} {how:?}", self.wave.parent(node).map(|p| p.0), host.consumer.next)
+            format!(
+                "{n}<-{:?} {at} consumed {} {how:?}",
+                self.wave.parent(node).map(|p| p.0),
+                host.consumer.next
+            )
         };
         self.hosts.iter().enumerate().map(of).collect::<Vec<_>>().join(", ")
     }
@@ -349,14 +353,14 @@ impl World {
         match fault {
             Fault::Kill(node) if self.is_up(node) => {
                 self.hosts[node].state = State::Killed;
-                self.oracle.killed(now, node);
+                self.oracle.killed(node);
                 self.close_all(node, true);
                 self.close_control(node);
             }
             Fault::Off(node) if self.is_up(node) => {
                 self.hosts[node].state = State::Off;
                 self.hosts[node].silences.push((now, EVER));
-                self.oracle.killed(now, node);
+                self.oracle.killed(node);
             }
             Fault::Freeze(host, time) if self.is_up(host) => {
                 let until = until(time).max(self.hosts[host].frozen_until);
@@ -367,8 +371,7 @@ impl World {
             Fault::Cut(node, time) if self.is_up(node) => {
                 let until = until(time);
                 let old = self.hosts[node].cut;
-                self.hosts[node].cut =
-                    if old.1 > now { (old.0, old.1.max(until)) } else { (now, until) };
+                self.hosts[node].cut = if old.1 > now { (old.0, old.1.max(until)) } else { (now, until) };
                 self.hosts[node].silences.push((now, until));
                 self.over(until, &mut over, node);
             }
