@@ -26,7 +26,7 @@ pub enum Mutation {
     KeepOldParent,
     /// An order that replaces a child's link does not close the old one.
     KeepOldChild,
-    /// Orphans go to the grandparent even when it is dead.
+    /// Orphans go to the one that fed the dead node when the wave began, even when that is dead, too.
     AttachToDead,
     /// The families of those above a dead node are not told.
     StaleFamilies,

@@ -451,7 +451,11 @@ impl Wave {
         let Some(member) = self.living(node) else { return Vec::new() };
         member.standing = standing;
         let above = member.parent;
-        let above = if is_planted(Mutation::AttachToDead) { above } else { self.nearest_in(above) };
+        let above = if is_planted(Mutation::AttachToDead) {
+            NodeId(node.0.saturating_sub(1) / u32::try_from(self.settings.arity.max(1)).unwrap_or(1))
+        } else {
+            self.nearest_in(above)
+        };
         if !is_planted(Mutation::ForgetOrphans) {
             let orphans: Vec<NodeId> = self
                 .members

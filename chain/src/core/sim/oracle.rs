@@ -65,7 +65,7 @@ impl Oracle {
         self.orders[host] = Some(place.clone());
     }
 
-    pub(super) fn killed(&mut self, _now: u64, node: usize) {
+    pub(super) fn killed(&mut self, node: usize) {
         if !self.counted[node] {
             self.counted[node] = true;
             self.losses += 1;
@@ -151,7 +151,7 @@ impl World {
             let text = format!("node {node} is declared dead ({why}) and was silent for {silent} ms");
             self.oracle.fail(self.now, text);
         }
-        self.oracle.killed(self.now, node);
+        self.oracle.killed(node);
     }
 
     /// Nobody is taken out without a reason.
@@ -178,7 +178,7 @@ impl World {
         if let Some(wrong) = wrong {
             self.oracle.fail(self.now, format!("node {node} is taken out ({why}), but {wrong}"));
         }
-        self.oracle.killed(self.now, node);
+        self.oracle.killed(node);
     }
 
     /// A node is about to tell the server that its parent lacks the chunk that it wants.
@@ -304,10 +304,10 @@ impl World {
 
     /// Nothing is broken, stuck or frozen, and every link stands.
     fn is_calm(&self) -> bool {
-        let nodes = (1..self.hosts.len()).filter(|node| self.is_in(*node));
+        let mut nodes = (1..self.hosts.len()).filter(|node| self.is_in(*node));
         self.one_way.is_empty()
             && !self.conns.iter().any(|conn| conn.cut_down || conn.cut_up)
-            && nodes.into_iter().all(|node| {
+            && nodes.all(|node| {
                 let host = &self.hosts[node];
                 !host.consumer.stuck
                     && host.frozen_until < EVER

@@ -353,14 +353,14 @@ impl World {
         match fault {
             Fault::Kill(node) if self.is_up(node) => {
                 self.hosts[node].state = State::Killed;
-                self.oracle.killed(now, node);
+                self.oracle.killed(node);
                 self.close_all(node, true);
                 self.close_control(node);
             }
             Fault::Off(node) if self.is_up(node) => {
                 self.hosts[node].state = State::Off;
                 self.hosts[node].silences.push((now, EVER));
-                self.oracle.killed(now, node);
+                self.oracle.killed(node);
             }
             Fault::Freeze(host, time) if self.is_up(host) => {
                 let until = until(time).max(self.hosts[host].frozen_until);
