@@ -40,8 +40,6 @@ pub enum Mutation {
     NoRedial,
     /// What the ancestor lacks is not fetched from the server.
     NoHistory,
-    /// The server's history forgets what an orphan is being given from it.
-    HistoryNotPinned,
     /// An orphan that caught up stays with the server.
     StayWithServer,
     /// Silence of a node is never noticed.
@@ -54,7 +52,8 @@ pub enum Mutation {
     SilentLinkStays,
     /// A node whose disk is stuck is never noticed.
     NeverStuck,
-    /// A word that was under way when a link was lost counts as a sign of life of a dead parent.
+    /// A word that was under way when a link was lost counts as a sign of life of a dead parent. Random schedules meet it
+    /// too seldom (not once in 10,000): a test of [`super::wave`] plants it.
     JudgeAtOnce,
     /// What the history lacks is not asked for of those above the ancestor.
     HistoryOnly,
@@ -80,9 +79,9 @@ pub enum Mutation {
     SlowIsStuck,
 }
 
-/// All of them.
+/// Those that the simulator must find.
 #[cfg(test)]
-pub const ALL: [Mutation; 37] = [
+pub const ALL: [Mutation; 35] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -101,14 +100,12 @@ pub const ALL: [Mutation; 37] = [
     Mutation::WaitForDead,
     Mutation::NoRedial,
     Mutation::NoHistory,
-    Mutation::HistoryNotPinned,
     Mutation::StayWithServer,
     Mutation::NeverDead,
     Mutation::PauseKills,
     Mutation::FullIsDead,
     Mutation::SilentLinkStays,
     Mutation::NeverStuck,
-    Mutation::JudgeAtOnce,
     Mutation::HistoryOnly,
     Mutation::OnlyChunksCount,
     Mutation::LetGoOneMore,

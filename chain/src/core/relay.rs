@@ -470,14 +470,8 @@ impl Relay {
             self.duty -= *size as usize;
             self.base += 1;
         }
-        // The history goes when it is too long, but for what a child is being given from it.
-        let lowest = self.children.keys().map(|node| self.held.get(node).copied().unwrap_or_default()).min();
-        let pinned = if is_planted(Mutation::HistoryNotPinned) || self.me != HEAD {
-            self.base
-        } else {
-            lowest.unwrap_or(self.base)
-        };
-        while self.first < self.base && self.first < pinned && self.stored - self.duty > self.limits.history {
+        // The history goes when it is too long. While a child is being given from it `base` stands still, and so does this.
+        while self.first < self.base && self.stored - self.duty > self.limits.history {
             let Some(size) = self.sizes.pop_front() else { break };
             self.stored -= size as usize;
             self.first += 1;

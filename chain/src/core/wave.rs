@@ -684,6 +684,24 @@ mod tests {
     }
 
     #[test]
+    fn the_last_words_of_a_dead_parent_are_no_sign_of_life() {
+        use super::super::mutation::plant;
+        for mutation in [None, Some(Mutation::JudgeAtOnce)] {
+            let (mut wave, mut places) = wave(4);
+            for _ in 0..2 {
+                let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
+                let actions = wave.lost(NodeId(3), &link, Duration::from_secs(1));
+                obey(&mut wave, &mut places, actions);
+            }
+            all_heard(&mut wave, &[], Duration::from_millis(1030));
+            plant(mutation);
+            let judged = !wave.tick(Duration::from_millis(1040)).is_empty();
+            plant(None);
+            assert_eq!(judged, mutation.is_some(), "the planted bug is found");
+        }
+    }
+
+    #[test]
     fn what_the_ancestor_lacks_comes_from_the_server_and_what_that_lacks_is_out() {
         let (mut wave, mut places) = wave(4);
         let actions = wave.gone(NodeId(2), "x");
