@@ -6,7 +6,7 @@
 //! living ancestor. The head may keep more, as a history for those who lost more than that.
 
 use super::mutation::{Mutation, is_planted};
-use super::{Acknowledgement, HEAD, Link, NodeId, Place, Time};
+use super::{Acknowledgement, Link, NodeId, Place, Time};
 use crate::CHUNK;
 use crate::link::LinkId;
 use std::collections::{BTreeMap, VecDeque};
@@ -489,6 +489,7 @@ fn hold(held: &mut BTreeMap<NodeId, u64>, node: NodeId, to: u64) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HEAD;
     use super::*;
 
     fn link(n: u8) -> Link {
