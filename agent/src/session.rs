@@ -2,7 +2,11 @@
 //! server through a bounded queue that never makes the installation wait.
 
 use anyhow::{Context, Result, bail};
-use ka_chain::control::{self, Progress, Registration, Start, ToNode, ToServer};
+use crate::trust::Trust;
+use ka_chain::control::{self, Progress, Registration, SILENCE, Start, ToNode, ToServer};
+use ka_chain::keys::Credential;
+use ka_chain::link::HANDSHAKE;
+use ka_chain::noise::control::{Reader, Session as Noise, initiate};
 use ka_chain::stream::EndRecord;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -50,18 +54,20 @@ impl Session {
     /// Connects to the server, trying again until `patience` is over, and registers.
     ///
     /// # Errors
-    /// When no server answers in time, or it refuses the node.
+    /// When no server answers in time, it cannot prove that it is the one that `trust` names, or it refuses the node.
     pub fn open(
         server: &str,
+        trust: &Trust,
         patience: Duration,
         register: impl Fn(&TcpStream) -> Result<Registration>,
     ) -> Result<Self> {
-        let socket = connect(server, patience)?;
+        let (socket, session, given) = connect(server, trust, patience)?;
+        let Noise { mut reader, mut writer } = session;
         let address = socket.peer_addr().context("asking for the server's address")?;
-        let mut reader = socket.try_clone().context("cloning the control socket")?;
-        let mut writer = socket.try_clone().context("cloning the control socket")?;
-        control::send(&mut writer, &ToServer::Register(register(&socket)?)).context("registering")?;
-        let (name, order) = match control::receive(&mut reader).context("waiting for the server's answer")? {
+        writer.send(&ToServer::Register(register(&socket)?)).context("registering")?;
+        // From here on the token may be spent, and the session takes its place.
+        trust.keep(Some(given));
+        let (name, order) = match reader.receive().context("waiting for the server's answer")? {
             Some(ToNode::Order { name, body }) => (name, body),
             Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
             Some(_) => bail!("the server answered with something else than an order"),
@@ -74,7 +80,7 @@ impl Session {
             for out in queue {
                 match out {
                     // The reading thread says what happened.
-                    Out::Message(message) if control::send(&mut writer, &message).is_err() => break,
+                    Out::Message(message) if writer.send(&message).is_err() => break,
                     Out::Message(_) => {}
                     // Whoever asked may have stopped waiting.
                     Out::Flush(done) => drop(done.try_send(())),
@@ -184,7 +190,7 @@ impl Session {
 }
 
 fn read_loop(
-    reader: &mut TcpStream,
+    reader: &mut Reader<TcpStream>,
     pongs: &SyncSender<Out>,
     orders: &SyncSender<ToNode>,
     verdict: &Mutex<Option<Verdict>>,
@@ -197,7 +203,7 @@ fn read_loop(
         }
     };
     loop {
-        match control::receive::<ToNode>(reader) {
+        match reader.receive::<ToNode>() {
             // When the queue is full the server has other signs of life.
             Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(Out::Message(ToServer::Pong(n)))),
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
@@ -220,7 +226,12 @@ fn read_loop(
     }
 }
 
-fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
+/// A connection, the session over it, and the credential for the next one.
+type Connected = (TcpStream, Noise<TcpStream, TcpStream>, Credential);
+
+/// Connects and opens a session. A server that cannot be reached is tried again; one that refuses, or is another one than
+/// the node trusts, is not.
+fn connect(server: &str, trust: &Trust, patience: Duration) -> Result<Connected> {
     let end = Instant::now() + patience;
     let mut said = false;
     loop {
@@ -229,8 +240,11 @@ fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
             Ok(addresses) => {
                 let mut failure = anyhow::anyhow!("the server {server} has no address");
                 for address in addresses {
-                    match control::connect(address, CONNECT) {
-                        Ok(socket) => return Ok(socket),
+                    match connect_to(address, trust) {
+                        Ok(connected) => return Ok(connected),
+                        Err(e) if matches!(e, ka_chain::Error::Handshake(_)) => {
+                            return Err(anyhow::Error::new(e).context(format!("greeting the server at {address}")));
+                        }
                         Err(e) => failure = e.into(),
                     }
                 }
@@ -245,6 +259,27 @@ fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
             said = true;
         }
         std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn connect_to(address: SocketAddr, trust: &Trust) -> Result<Connected, ka_chain::Error> {
+    loop {
+        let socket = control::connect(address, CONNECT)?;
+        let (credential, is_session) = trust.credential();
+        match initiate(&socket, &trust.key, &credential, Instant::now() + HANDSHAKE) {
+            Ok((session, given)) => {
+                let limits = || ka_chain::Error::io("preparing the control socket");
+                socket.set_read_timeout(Some(SILENCE)).map_err(limits())?;
+                socket.set_write_timeout(Some(SILENCE)).map_err(limits())?;
+                return Ok((socket, session, given));
+            }
+            // It was never good (the registration got lost), or the server begins anew: the token may still be.
+            Err(ka_chain::Error::Handshake(why)) if is_session => {
+                log::info!("the server does not take this node's session any more ({why}); trying its token");
+                trust.keep(None);
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! From the outside in: [`control`] has the messages between a node and the server, [`topology`] says who feeds whom,
 //! [`link`] moves chunks over one TCP connection, [`window`] holds them between links, [`seal`] protects them, and
-//! [`chunk`] is their form on the wire.
+//! [`chunk`] is their form on the wire. [`noise`] is how both ends of a connection know each other, by [`keys`].
 
 // Test data is made by cutting numbers down to bytes.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -12,8 +12,10 @@ pub mod buffer;
 pub mod chunk;
 pub mod control;
 pub mod feed;
+pub mod keys;
 pub mod link;
 pub mod node;
+pub mod noise;
 pub mod seal;
 pub mod stream;
 pub mod topology;

@@ -2,6 +2,7 @@
 
 mod boot_files;
 mod build;
+mod trust;
 mod report;
 
 use argh::FromArgs;

@@ -9,3 +9,4 @@ pub mod deployment;
 pub mod layout_command;
 pub mod logging;
 pub mod nodes;
+pub mod trust;

@@ -2,7 +2,7 @@
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;
-use ka_server::{boot, deployment, layout_command, logging};
+use ka_server::{boot, deployment, layout_command, logging, trust};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +20,8 @@ enum Command {
     Deploy(deployment::command::DeployArgs),
     Boot(boot::command::BootCommand),
     Layout(layout_command::LayoutArgs),
+    Init(trust::commands::InitArgs),
+    Token(trust::commands::TokenArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(|flag| boot::command::run_boot(args, || flag.load(Ordering::SeqCst))),
         Command::Layout(args) => layout_command::run(args),
+        Command::Init(args) => trust::commands::init(args),
+        Command::Token(args) => trust::commands::token(args),
     };
     match result {
         Ok(exit) => exit.into(),

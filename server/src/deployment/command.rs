@@ -88,6 +88,9 @@ pub struct DeployArgs {
     /// remember node states here (default /var/lib/ka/nodes.json)
     #[argh(option, arg_name = "FILE", default = "PathBuf::from(\"/var/lib/ka/nodes.json\")")]
     pub state: PathBuf,
+    /// this server's secret key (default /etc/ka/server.key, else server.key beside --state, made when it is not there)
+    #[argh(option, arg_name = "FILE")]
+    pub key_file: Option<PathBuf>,
     /// the operator's hooks (default /etc/ka/hooks.d, if it is there)
     #[argh(option, arg_name = "DIR")]
     pub hooks: Option<PathBuf>,
