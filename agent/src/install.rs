@@ -103,7 +103,8 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     steps.begin("register");
     let opened = data_listener().and_then(|listener| {
         let port = listener.local_addr().context("asking for the data port")?.port();
-        let session = Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
+        let session =
+            Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
         Ok((listener, session))
     });
     let (listener, session) = opened.map_err(|error| Failure { step: "register", error })?;

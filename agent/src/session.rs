@@ -1,8 +1,8 @@
 //! The control connection as the agent sees it. One thread reads and answers pings, one writes; the log goes to the
 //! server through a bounded queue that never makes the installation wait.
 
-use anyhow::{Context, Result, bail};
 use crate::trust::Trust;
+use anyhow::{Context, Result, bail};
 use ka_chain::control::{self, Progress, Registration, SILENCE, Start, ToNode, ToServer};
 use ka_chain::keys::Credential;
 use ka_chain::link::HANDSHAKE;
@@ -243,7 +243,9 @@ fn connect(server: &str, trust: &Trust, patience: Duration) -> Result<Connected>
                     match connect_to(address, trust) {
                         Ok(connected) => return Ok(connected),
                         Err(e) if matches!(e, ka_chain::Error::Handshake(_)) => {
-                            return Err(anyhow::Error::new(e).context(format!("greeting the server at {address}")));
+                            return Err(
+                                anyhow::Error::new(e).context(format!("greeting the server at {address}"))
+                            );
                         }
                         Err(e) => failure = e.into(),
                     }

@@ -41,7 +41,9 @@ impl Trust {
         let text = if token_file == "-" {
             read_limited(std::io::stdin()).context("reading the token from standard input")
         } else {
-            std::fs::File::open(token_file).and_then(read_limited).with_context(|| format!("reading {token_file}"))
+            std::fs::File::open(token_file)
+                .and_then(read_limited)
+                .with_context(|| format!("reading {token_file}"))
         };
         let token = text.and_then(|text| Ok(text.parse()?)).context("--token-file")?;
         Ok(Self::new(key, token))
@@ -181,7 +183,9 @@ mod tests {
         let trust = Trust::from_args(&word("1a"), file.to_str().unwrap()).unwrap();
         assert_eq!(shown(&trust), word("2b").parse::<Token>().unwrap().credential());
         assert!(!format!("{trust:?}").contains("2b2b"), "{trust:?}");
-        for (key, path, name) in [("x", file.to_str().unwrap(), "--key"), (&word("1a"), "/nowhere", "--token-file")] {
+        for (key, path, name) in
+            [("x", file.to_str().unwrap(), "--key"), (&word("1a"), "/nowhere", "--token-file")]
+        {
             assert!(format!("{:#}", Trust::from_args(key, path).unwrap_err()).contains(name));
         }
         std::fs::write(&file, "secret-word").unwrap();

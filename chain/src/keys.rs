@@ -248,7 +248,10 @@ mod tests {
         assert_eq!(secret.public().to_string().parse::<PublicKey>().unwrap(), secret.public());
         let token = Token::generate().unwrap();
         assert_eq!(token.to_word().parse::<Token>().unwrap(), token);
-        assert_eq!("abc".parse::<Token>().unwrap_err().to_string(), "a token has 64 hexadecimal digits, this has 3 characters");
+        assert_eq!(
+            "abc".parse::<Token>().unwrap_err().to_string(),
+            "a token has 64 hexadecimal digits, this has 3 characters"
+        );
         let wrong = "z".repeat(64).parse::<PublicKey>().unwrap_err().to_string();
         assert_eq!(wrong, "a server's key has 64 hexadecimal digits, this has other characters");
     }
@@ -277,7 +280,10 @@ mod tests {
         let secret = SecretKey::generate().unwrap();
         let token = Token::generate().unwrap();
         let credential = token.credential();
-        let text = format!("{secret:?} {token:?} {credential:?} {:?}", secret.to_word().parse::<Token>().map(|_| ()));
+        let text = format!(
+            "{secret:?} {token:?} {credential:?} {:?}",
+            secret.to_word().parse::<Token>().map(|_| ())
+        );
         for hidden in [secret.to_word(), token.to_word(), hex(&credential.psk)] {
             assert!(!text.contains(&hidden[..16]), "{text}");
         }

@@ -2,8 +2,8 @@
 
 mod boot_files;
 mod build;
-mod trust;
 mod report;
+mod trust;
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;

@@ -89,7 +89,10 @@ mod tests {
         baked.place(&mut tree).unwrap();
         for (path, word, mode) in [(KEY, key, 0o644), (TOKEN, token, 0o600)] {
             let entry = tree.get(path).unwrap();
-            assert_eq!((entry.mode, &entry.node), (mode, &Node::File(Content::Bytes((word + "\n").into_bytes()))));
+            assert_eq!(
+                (entry.mode, &entry.node),
+                (mode, &Node::File(Content::Bytes((word + "\n").into_bytes())))
+            );
         }
         fs::write(dir.path().join("initrd"), "").unwrap();
         baked.protect(&dir.path().join("initrd")).unwrap();

@@ -259,10 +259,12 @@ fn proxy_dhcp_beside_another_server_and_full_dhcp_refused() {
         .unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         net.inside(|| {
-            let error = BootService::start(&config(files.path(), Dhcp::Auto), everyone(), tickets()).err().unwrap();
+            let error =
+                BootService::start(&config(files.path(), Dhcp::Auto), everyone(), tickets()).err().unwrap();
             let refusal = error.downcast_ref::<OtherDhcpServer>().unwrap_or_else(|| panic!("{error:#}"));
             assert_eq!(refusal.server, Ipv4Addr::new(10, 91, 0, 2));
-            let service = BootService::start(&config(files.path(), Dhcp::Proxy), everyone(), tickets()).unwrap();
+            let service =
+                BootService::start(&config(files.path(), Dhcp::Proxy), everyone(), tickets()).unwrap();
             // Proxy-DHCP hands out no address: a plain client gets nothing from us, only the other server's lease.
             let ask = format!("ip netns exec {} curl -sS http://10.91.0.1:8067/boot.ipxe", net.client);
             assert!(sh(&ask).starts_with("#!ipxe"));
@@ -395,7 +397,8 @@ fn dnsmasq_that_is_killed_is_reported_and_none_is_left_behind() {
     boot_files(files.path());
     let net = Net::new();
     net.inside(|| {
-        let mut service = BootService::start(&config(files.path(), Dhcp::Off), everyone(), tickets()).unwrap();
+        let mut service =
+            BootService::start(&config(files.path(), Dhcp::Off), everyone(), tickets()).unwrap();
         let events = service.events().unwrap();
         let pid = rustix::process::Pid::from_raw(i32::try_from(service.dnsmasq_pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();

@@ -185,7 +185,13 @@ impl Deployment {
 fn make_token(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
     let path = folder.join(name);
     let mut command = Command::new(server_program());
-    command.arg("token").args(options).arg("--output").arg(&path).arg("--state").arg(folder.join("nodes.json"));
+    command
+        .arg("token")
+        .args(options)
+        .arg("--output")
+        .arg(&path)
+        .arg("--state")
+        .arg(folder.join("nodes.json"));
     assert!(command.status().unwrap().success());
     path
 }

@@ -9,7 +9,9 @@
 //!
 //! Messages are postcard after their length (4 bytes, little endian), cut into frames; a message begins with a frame.
 
-use super::{Bounded, KEY, Opener, PLAIN, Sealer, TAG, handshake_message, handshake_payload, read_handshake, split};
+use super::{
+    Bounded, KEY, Opener, PLAIN, Sealer, TAG, handshake_message, handshake_payload, read_handshake, split,
+};
 use crate::Error;
 use crate::keys::{Credential, CredentialId, PublicKey, SecretKey};
 use serde::Serialize;
@@ -132,7 +134,9 @@ fn refused(answer: &[u8], trusted: &PublicKey) -> Error {
         (_, Ok(theirs)) if theirs != *trusted => {
             format!("the server says that its key is {theirs}, but this node trusts only {trusted}")
         }
-        (1, _) => "the server does not take this node's token: it is unknown there, spent, or expired".to_owned(),
+        (1, _) => {
+            "the server does not take this node's token: it is unknown there, spent, or expired".to_owned()
+        }
         (2, _) => "the server does not take this node's token: it is not the one with that id".to_owned(),
         (reason, _) => format!("the server refuses this node (reason {reason})"),
     })

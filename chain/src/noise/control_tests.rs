@@ -121,7 +121,10 @@ fn a_wrong_token_and_a_wrong_key_are_refused_with_words() {
     let (node, server) = open(&impostor, Some(&credential), &key.public(), &credential);
     assert!(matches!(server, Err(Denied::Key)));
     let error = node.unwrap_err().to_string();
-    assert!(error.contains(&key.public().to_string()) && error.contains(&impostor.public().to_string()), "{error}");
+    assert!(
+        error.contains(&key.public().to_string()) && error.contains(&impostor.public().to_string()),
+        "{error}"
+    );
 }
 
 #[test]
@@ -148,7 +151,9 @@ fn a_repeated_beginning_gets_an_answer_that_its_sender_cannot_use() {
     // A node speaks; somebody listens.
     let (near, mut far) = sockets();
     let heard = std::thread::scope(|scope| {
-        scope.spawn(|| initiate(&near, &key.public(), &credential, Instant::now() + Duration::from_millis(200)));
+        scope.spawn(|| {
+            initiate(&near, &key.public(), &credential, Instant::now() + Duration::from_millis(200))
+        });
         let mut heard = vec![0; 24 + 2 + FIRST];
         far.read_exact(&mut heard).unwrap();
         heard

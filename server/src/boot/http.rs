@@ -237,7 +237,10 @@ async fn node_script(
             Ok(pass) => Some(pass),
             Err(e) => {
                 log::error!("{mac} gets no token and cannot be installed: {e:#}");
-                return plain(StatusCode::SERVICE_UNAVAILABLE, "there is no token for this machine\n".to_owned());
+                return plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "there is no token for this machine\n".to_owned(),
+                );
             }
         },
         ScriptKind::LocalBoot | ScriptKind::Hold => None,

@@ -106,7 +106,9 @@ fn arguments(site: &Site, pass: &Pass, mac: Mac) -> String {
     let Site { server, append, .. } = site;
     let space = if append.is_empty() { "" } else { " " };
     let (bootif, key, token) = (mac.bootif(), pass.key, pass.token.to_word());
-    format!("initrd=initrd.img BOOTIF={bootif} ka.server={server} ka.key={key} ka.token={token}{space}{append}")
+    format!(
+        "initrd=initrd.img BOOTIF={bootif} ka.server={server} ka.key={key} ka.token={token}{space}{append}"
+    )
 }
 
 fn install(site: &Site, pass: &Pass, mac: Mac) -> String {

@@ -98,7 +98,9 @@ pub fn token(args: &TokenArgs) -> Result<Exit> {
     let token = file.make(kind(args.shared), life.map(|l| now.saturating_add(l)), now)?;
     match &args.output {
         None => println!("{}", token.to_word()),
-        Some(path) => secret_file::write(path, &(token.to_word() + "\n"), true).context("keeping the token")?,
+        Some(path) => {
+            secret_file::write(path, &(token.to_word() + "\n"), true).context("keeping the token")?
+        }
     }
     Ok(Exit::Done)
 }

@@ -49,7 +49,8 @@ pub fn read(path: &Path) -> Result<Option<SecretKey>> {
 /// When a file that is named is not there, or as [`read`] and [`make`].
 pub fn find_or_make(named: Option<&Path>, state_folder: &Path) -> Result<(SecretKey, PathBuf)> {
     if let Some(path) = named {
-        let key = read(path)?.with_context(|| format!("--key-file {}: there is no such file", path.display()))?;
+        let key =
+            read(path)?.with_context(|| format!("--key-file {}: there is no such file", path.display()))?;
         return Ok((key, path.to_path_buf()));
     }
     find_in(Path::new(FOLDER), state_folder)

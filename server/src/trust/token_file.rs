@@ -106,14 +106,8 @@ impl TokenFile {
     /// When the file cannot be read or written, or there are too many tokens.
     pub fn make(&self, kind: Kind, expires_ms: Option<u64>, now: u64) -> Result<Token> {
         let token = Token::generate().context("making a token")?;
-        let record = Record {
-            token: token.clone(),
-            kind,
-            deployment: None,
-            made_ms: now,
-            expires_ms,
-            spent_ms: None,
-        };
+        let record =
+            Record { token: token.clone(), kind, deployment: None, made_ms: now, expires_ms, spent_ms: None };
         self.change(|tokens| (tokens.insert(record, now), true))??;
         Ok(token)
     }

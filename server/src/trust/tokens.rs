@@ -125,7 +125,12 @@ impl Tokens {
     ///
     /// # Errors
     /// Why it is not taken.
-    pub fn find(&self, id: &CredentialId, deployment: &DeploymentId, now: u64) -> Result<(Credential, Kind), Refused> {
+    pub fn find(
+        &self,
+        id: &CredentialId,
+        deployment: &DeploymentId,
+        now: u64,
+    ) -> Result<(Credential, Kind), Refused> {
         let record = self.records.get(id).ok_or(Refused::Unknown)?;
         if record.spent_ms.is_some() {
             return Err(Refused::Spent);
@@ -196,9 +201,7 @@ mod tests {
         let token = Token::generate().unwrap();
         let id = token.credential().id;
         let mut tokens = Tokens::default();
-        tokens
-            .insert(Record { token, kind, deployment, made_ms: 0, expires_ms, spent_ms: None }, 0)
-            .unwrap();
+        tokens.insert(Record { token, kind, deployment, made_ms: 0, expires_ms, spent_ms: None }, 0).unwrap();
         (tokens, id)
     }
 
@@ -238,7 +241,8 @@ mod tests {
     #[test]
     fn the_same_machine_gets_the_same_token_for_a_while() {
         let mut tokens = Tokens::default();
-        let mut ask = |who, now| tokens.for_node(mac(who), Some(HERE), Token::generate().unwrap(), now).unwrap();
+        let mut ask =
+            |who, now| tokens.for_node(mac(who), Some(HERE), Token::generate().unwrap(), now).unwrap();
         let (first, fresh) = ask(1, 1000);
         assert!(fresh);
         assert_eq!(ask(1, 1000 + AGAIN_MS - 1), (first.clone(), false));

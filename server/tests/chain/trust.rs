@@ -221,7 +221,8 @@ fn init_makes_a_key_that_stays() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("ka");
     let init = |options: &[&str]| {
-        let output = Command::new(server_program()).arg("init").arg("--dir").arg(&dir).args(options).output().unwrap();
+        let output =
+            Command::new(server_program()).arg("init").arg("--dir").arg(&dir).args(options).output().unwrap();
         (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
     };
     let (code, first) = init(&[]);
