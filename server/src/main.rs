@@ -2,7 +2,7 @@
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;
-use ka_server::{boot, deployment, layout_command, logging, trust};
+use ka_server::{boot, deployment, layout_command, logging, settings, trust};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -25,7 +25,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args: Args = ka_cli::args::parse("ka-server", env!("CARGO_PKG_VERSION"));
+    let words = match settings::with_file(std::env::args_os().skip(1).collect()) {
+        Ok(words) => words,
+        Err(e) => {
+            eprintln!("ka-server: {e:#}");
+            return if e.is::<settings::Fault>() { Exit::Usage } else { Exit::Failed }.into();
+        }
+    };
+    let args: Args = ka_cli::args::parse_words("ka-server", env!("CARGO_PKG_VERSION"), words.into_iter());
     logging::start();
     let result = match &args.command {
         Command::Deploy(args) => deployment::run(args),

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// serve the install network: DHCP or proxy-DHCP, TFTP, and over HTTP the
 /// kernel, the initramfs and a boot script for each node
-#[derive(FromArgs, Debug, Clone)]
+#[derive(FromArgs, argh::ArgsInfo, Debug, Clone)]
 #[argh(subcommand, name = "boot")]
 pub struct BootCommand {
     /// the interface of the install network
@@ -62,6 +62,10 @@ pub struct BootCommand {
     /// server.key beside --state, made when it is not there
     #[argh(option, arg_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// settings: options under their names, which this command line
+    /// overrules; default: /etc/ka/server.toml, if it is there
+    #[argh(option, arg_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 fn dhcp(text: &str) -> Result<Dhcp, String> {
