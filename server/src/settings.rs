@@ -29,9 +29,8 @@ pub struct Fault {
 /// # Errors
 /// When the file cannot be read, or [`Fault`] when it is wrong.
 pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
-    let flags = |info: argh::CommandInfoWithArgs| info.flags.to_vec();
-    let deploy = flags(crate::deployment::command::DeployArgs::get_args_info());
-    let boot = flags(crate::boot::command::BootCommand::get_args_info());
+    let deploy = crate::deployment::command::DeployArgs::get_args_info().flags;
+    let boot = crate::boot::command::BootCommand::get_args_info().flags;
     let (mine, other) = match words.first().and_then(|w| w.to_str()) {
         Some("deploy") => (deploy, boot),
         Some("boot") => (boot, deploy),
@@ -42,7 +41,7 @@ pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
         None => (PathBuf::from(PATH), false),
     };
     let Some(text) = read(&path, named)? else { return Ok(words) };
-    let added = options(&text, &mine, &other, &given(&words)).map_err(|(offset, message)| {
+    let added = options(&text, mine, other, &given(&words)).map_err(|(offset, message)| {
         let (line, column) = position(&text, offset);
         Fault { path, line, column, message }
     })?;
@@ -85,17 +84,14 @@ fn given(words: &[OsString]) -> Vec<String> {
 /// What the file says, as words; an error is an offset and a message.
 fn options(
     text: &str,
-    mine: &[FlagInfo<'static>],
-    other: &[FlagInfo<'static>],
+    mine: &'static [FlagInfo<'static>],
+    other: &'static [FlagInfo<'static>],
     given: &[String],
 ) -> Result<Vec<String>, (usize, String)> {
     let wrong = |e: toml::de::Error| (e.span().map_or(0, |s| s.start), e.message().trim().replace('\n', " "));
     let table = DeTable::parse(text).map_err(wrong)?;
-    let find = |flags: &[FlagInfo<'static>], name: &str| {
-        flags
-            .iter()
-            .find(|f| f.long.trim_start_matches('-') == name && !matches!(name, "help" | "config"))
-            .cloned()
+    let find = |flags: &'static [FlagInfo<'static>], name: &str| {
+        flags.iter().find(|f| f.long.trim_start_matches('-') == name && !matches!(name, "help" | "config"))
     };
     let mut words = Vec::new();
     for (key, value) in table.get_ref() {
@@ -106,7 +102,7 @@ fn options(
             (None, Some(_)) => continue,
             (None, None) => return Err((key.span().start, format!("there is no option `{name}`"))),
         };
-        let found = as_words(name, &flag, value)?;
+        let found = as_words(name, flag, value)?;
         if !given.iter().any(|g| g == name) {
             words.extend(found);
         }

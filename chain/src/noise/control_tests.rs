@@ -218,7 +218,7 @@ fn cuts_are_errors_but_between_messages() {
 fn claims_and_tails_are_refused() {
     // Too long for a first message; a length that the message does not have; a tail.
     for (body, word) in [
-        (&[0xff, 0xff, 0xff, 0x01, 0][..], "claims"),
+        (&[0xff, 0xff, 0xff, 0x02, 0][..], "claims"),
         (&[9, 0, 0], "without a length"),
         (&[200, 0, 0, 0, 1], "ended inside"),
         (&[1, 0, 0, 0, 3, 3], "with a tail"),
