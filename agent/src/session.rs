@@ -42,6 +42,8 @@ pub struct Session {
     orders: Mutex<Receiver<ToNode>>,
     verdict: Arc<Mutex<Option<Verdict>>>,
     socket: TcpStream,
+    /// Disconnected when the reading thread is gone: the server has closed, or the connection broke.
+    reading: Mutex<Receiver<()>>,
     /// The server's address.
     pub server: SocketAddr,
     /// The name by which the server knows this node.
@@ -89,8 +91,13 @@ impl Session {
         });
         let pongs = out.clone();
         let shared = Arc::clone(&verdict);
-        std::thread::spawn(move || read_loop(&mut reader, &pongs, &orders_in, &shared));
-        Ok(Self { out, orders: Mutex::new(orders), verdict, socket, server: address, name, order })
+        let (alive, reading) = sync_channel(0);
+        std::thread::spawn(move || {
+            read_loop(&mut reader, &pongs, &orders_in, &shared);
+            drop(alive);
+        });
+        let (orders, reading) = (Mutex::new(orders), Mutex::new(reading));
+        Ok(Self { out, orders, verdict, socket, reading, server: address, name, order })
     }
 
     /// Tells the server something. A dead connection shows in [`Session::lost`], not here.
@@ -165,7 +172,8 @@ impl Session {
         }
     }
 
-    /// Ends the session: everything that is queued is written first, at most 5 s are waited for it.
+    /// Ends the session: everything that is queued is written first, and the server, which closes when it has read the
+    /// last of it, is waited for: bytes in the kernel's buffer are lost when the machine reboots. At most 5 s are waited.
     pub fn close(&self) {
         let end = Instant::now() + Duration::from_secs(5);
         let (done, flushed) = sync_channel(1);
@@ -186,6 +194,11 @@ impl Session {
         }
         // Only this half: what the server still sends is read until it closes. It may be closed already.
         let _ = self.socket.shutdown(Shutdown::Write);
+        let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = end.saturating_duration_since(Instant::now());
+        if reading.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            log::debug!("the server did not close the control connection");
+        }
     }
 }
 
@@ -319,4 +332,48 @@ pub fn addresses() -> Result<Vec<IpAddr>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn register() -> Registration {
+        Registration {
+            version: "1".to_owned(),
+            purpose: control::Purpose::Receive,
+            mac: None,
+            hostname: None,
+            data_port: 1,
+            addresses: Vec::new(),
+            memory: 1,
+            facts: Vec::new(),
+        }
+    }
+
+    /// A machine reboots right after: what is still in its kernel's buffer then never arrives.
+    #[test]
+    fn closing_waits_until_the_server_has_read_the_last_message() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let read = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&read);
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+            assert!(matches!(control::receive(&mut stream).unwrap(), Some(ToServer::Register(_))));
+            control::send(&mut stream, &ToNode::Order { name: "n".to_owned(), body: Vec::new() }).unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(control::receive(&mut stream).unwrap(), Some(ToServer::Done));
+            assert_eq!(control::receive::<ToServer>(&mut stream).unwrap(), None);
+            seen.store(true, Ordering::SeqCst);
+        });
+        let session = Session::open(&address, Duration::from_secs(5), |_| Ok(register())).unwrap();
+        session.tell(ToServer::Done);
+        session.close();
+        assert!(read.load(Ordering::SeqCst));
+        server.join().unwrap();
+    }
 }

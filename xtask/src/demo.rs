@@ -50,18 +50,15 @@ pub fn run(dir: &Path) -> Result<()> {
         accel.name()
     );
     println!("logs: {}", dir.display());
-    match exit? {
-        0 => {}
-        code => bail!("ka-server ended with exit status {code}"),
-    }
+    exit?;
     if reports.len() != MACHINES.len() {
         bail!("{} of {} clones are not as they must be", MACHINES.len() - reports.len(), MACHINES.len());
     }
     node::all_different(&reports)
 }
 
-/// What came of each machine, and the server's exit status.
-pub type Outcome = (Vec<Result<Report>>, Result<i32>);
+/// What came of each machine, and whether the server ended with exit status 0.
+pub type Outcome = (Vec<Result<Report>>, Result<()>);
 
 /// Deploys `tree` onto the three machines and checks each.
 ///
@@ -107,7 +104,11 @@ pub fn clone_all(
             .collect()
     });
     interrupt::check()?;
-    let exit = server.wait(Duration::from_secs(60));
+    let exit = match server.wait(Duration::from_secs(60)) {
+        Ok(0) => Ok(()),
+        Ok(code) => Err(server.failure(code)),
+        Err(e) => Err(e),
+    };
     Ok((results, exit))
 }
 

@@ -132,6 +132,14 @@ impl Server {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The error for an exit status that should have been 0, with every line that says why.
+    #[must_use]
+    pub fn failure(&self, code: i32) -> anyhow::Error {
+        let text = self.text();
+        let lines: Vec<&str> = text.lines().filter(|l| l.contains("FAILED") || l.contains("ALARM")).collect();
+        anyhow::anyhow!("ka-server ended with exit status {code}: {}", lines.join("; "))
+    }
+
     fn tail(&self) -> String {
         format!("; the end of {}:\n{}", self.log.display(), run::last_lines(&self.log, 12))
     }

@@ -537,6 +537,28 @@ fn a_file_system_in_use_cannot_be_finished_and_is_cleared() {
 }
 
 #[test]
+fn another_mount_namespace_that_holds_the_file_system_is_waited_for() {
+    if !possible() {
+        return;
+    }
+    let disk = Loop::new(200, 512);
+    let mut formatted = disk.formatted(SMALL);
+    formatted.commit_table().unwrap();
+    let mut other = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep 2"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    let start = std::time::Instant::now();
+    formatted.finish().unwrap();
+    let held = start.elapsed();
+    assert!(held > std::time::Duration::from_secs(1), "it was held until the other one ended: {held:?}");
+    other.wait().unwrap();
+}
+
+#[test]
 fn a_uuid_that_another_disk_has_is_warned_of() {
     if !possible() {
         return;

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time for one mkfs. Discarding a slow disk takes minutes.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -118,14 +118,26 @@ fn verify(device: &Path, plan: &FormatPlan) -> Result<()> {
     Ok(())
 }
 
-/// Whether the file system on `device`, now unmounted, says that it is clean.
+/// Whether the file system on `device`, now unmounted, says that it is clean. In a rescue system another process may have
+/// copied our mounts (a service or `ip netns exec` that just then began a mount namespace): the file system is in use
+/// until that one has let go of it, so `patience` is how long it may stay dirty.
 ///
 /// # Errors
 /// When it cannot be read, is no longer there, or says that it was not unmounted cleanly.
-pub fn check_clean(device: &Path, plan: &FormatPlan) -> Result<()> {
-    verify(device, plan)?;
-    let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
-    let found = superblock::read(&file).context("reading its superblock")?;
-    ensure!(!found.is_some_and(|f| f.dirty), "{} is marked as not cleanly unmounted", device.display());
-    Ok(())
+pub fn check_clean(device: &Path, plan: &FormatPlan, patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    loop {
+        verify(device, plan)?;
+        let file = File::open(device).with_context(|| format!("opening {}", device.display()))?;
+        let found = superblock::read(&file).context("reading its superblock")?;
+        if !found.is_some_and(|f| f.dirty) {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "{} is marked as not cleanly unmounted; it may still be mounted in another mount namespace",
+            device.display()
+        );
+        std::thread::sleep(Duration::from_millis(250));
+    }
 }

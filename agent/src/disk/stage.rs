@@ -358,7 +358,7 @@ impl Formatted {
         for open in &self.disks {
             for (plan, device) in open.plan.partitions.iter().zip(&open.devices) {
                 if let Some(format) = &plan.format {
-                    mkfs::check_clean(device, format)
+                    mkfs::check_clean(device, format, LET_GO)
                         .with_context(|| format!("checking {} after unmounting", device.display()))?;
                 }
             }
@@ -377,6 +377,9 @@ fn verify_table(open: &Open) -> Result<()> {
     }
     .with_context(|| format!("reading the partition table of {} back", open.plan.disk.device.display()))
 }
+
+/// How long a file system that we have unmounted may be held by another mount namespace.
+const LET_GO: Duration = Duration::from_secs(30);
 
 /// A daemon that a hook started may need a moment to end.
 fn unmount_patiently(place: &Path) -> Result<()> {

@@ -27,7 +27,7 @@ use events::BootEvent;
 use ka_sys::ifaddr::{self, Ipv4Net};
 use nodes::NodeStates;
 use std::net::{Ipv4Addr, SocketAddrV4, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -115,8 +115,10 @@ impl BootService {
         // Everything that can be checked is checked before anything is started.
         let net = address_of(interface)?;
         let plan = config.dhcp.plan(net)?;
-        script::check_append(&config.append).map_err(|e| anyhow!(e))?;
         let files = files::BootFiles::read(&config.boot_dir)?;
+        let baked = append_of(&config.boot_dir)?;
+        let append = format!("{} {}", baked.trim(), config.append.trim()).trim().to_owned();
+        script::check_append(&append).map_err(|e| anyhow!(e))?;
         let program = dnsmasq::find().map_err(|e| anyhow!(e))?;
         look_around(interface, plan, config.force)?;
         let reserved = reserve(interface, net.address, plan, &states.listed());
@@ -127,7 +129,7 @@ impl BootService {
             Some(server) => resolve(server)?.to_string(),
             None => SocketAddrV4::new(net.address, SERVER_PORT).to_string(),
         };
-        let site = script::Site { http, server, append: config.append.trim().to_owned() };
+        let site = script::Site { http, server, append };
 
         let directory = tempfile::Builder::new()
             .prefix("ka-boot-")
@@ -332,9 +334,39 @@ fn resolve(server: &str) -> Result<SocketAddrV4> {
         .ok_or_else(|| anyhow!("{server} has no IPv4 address"))
 }
 
+/// The kernel arguments that `ka-image build --append` left in the manifest; boot files that were put together by hand have
+/// none.
+fn append_of(boot_dir: &Path) -> Result<String> {
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        append: String,
+    }
+    let path = boot_dir.join("image.json");
+    match std::fs::read(&path) {
+        Ok(text) => {
+            let manifest: Manifest =
+                serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+            Ok(manifest.append)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_of_the_image_are_read_and_a_broken_manifest_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(append_of(dir.path()).unwrap(), "");
+        std::fs::write(dir.path().join("image.json"), "{\"format\": 1, \"append\": \"console=ttyS0\"}")
+            .unwrap();
+        assert_eq!(append_of(dir.path()).unwrap(), "console=ttyS0");
+        std::fs::write(dir.path().join("image.json"), "{").unwrap();
+        assert!(append_of(dir.path()).is_err());
+    }
 
     #[test]
     fn a_missing_interface_is_named_with_those_that_there_are() {

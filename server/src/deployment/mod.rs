@@ -236,7 +236,8 @@ impl Run<'_> {
                         ToServer::Failed { step, error } => {
                             self.logs.line(name, &format!("FAILED in step {step}: {error}"));
                         }
-                        ToServer::Fact { name: fact, value } => {
+                        // What autoconfig changed stands in the node's own log already.
+                        ToServer::Fact { name: fact, value } if !fact.starts_with("changed ") => {
                             self.logs.line(name, &format!("{fact}: {value}"));
                         }
                         _ => {}

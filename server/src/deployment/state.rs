@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+/// How long a node may be silent after the release.
+const AFTER_RELEASE: Duration = Duration::from_secs(60);
+
 /// Names a control connection; counted up, never used twice.
 pub type ConnectionId = u64;
 
@@ -308,14 +311,19 @@ impl Deployment {
     /// Time passed: starts, releases, declares the silent dead.
     pub fn tick(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.settle(now);
+        // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks may be busy.
+        let endured = match self.released {
+            Some(_) => self.settings.dead_after.max(AFTER_RELEASE),
+            None => self.settings.dead_after,
+        };
         let silent: Vec<ConnectionId> = self
             .nodes
             .values()
-            .filter(|n| n.connected && now.saturating_duration_since(n.heard) >= self.settings.dead_after)
+            .filter(|n| n.connected && now.saturating_duration_since(n.heard) >= endured)
             .map(|n| n.connection)
             .collect();
         for connection in silent {
-            let why = format!("it was silent for {} s", self.settings.dead_after.as_secs());
+            let why = format!("it was silent for {} s", endured.as_secs());
             actions.push(Action::Close(connection));
             actions.extend(self.closed(connection, &why, now));
         }

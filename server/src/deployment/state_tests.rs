@@ -193,6 +193,26 @@ fn a_silent_node_is_dead_after_the_time_given() {
 }
 
 #[test]
+fn after_the_release_a_busy_node_is_given_more_time() {
+    let mut lab = Lab::started(1);
+    lab.says(1, ToServer::Ended(record()));
+    lab.d.fed(Ok(record()));
+    lab.d.tick(lab.now);
+    assert!(lab.d.released.is_some());
+    lab.now += Duration::from_secs(59);
+    lab.d.tick(lab.now);
+    lab.says(1, ToServer::Done);
+    assert_eq!(*lab.status("n1"), Status::Done);
+    let mut lost = Lab::started(1);
+    lost.says(1, ToServer::Ended(record()));
+    lost.d.fed(Ok(record()));
+    lost.d.tick(lost.now);
+    lost.now += Duration::from_secs(60);
+    lost.d.tick(lost.now);
+    assert!(matches!(lost.status("n1"), Status::Failed { error, .. } if error.contains("silent for 60 s")));
+}
+
+#[test]
 fn a_node_that_fails_before_the_start_is_not_waited_for() {
     let mut lab = Lab::new(settings(2));
     lab.register(1, "10.0.0.1");
