@@ -337,6 +337,8 @@ pub fn addresses() -> Result<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ka_chain::keys::{SecretKey, Token};
+    use ka_chain::noise::control::respond;
     use std::io::Read;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -353,6 +355,28 @@ mod tests {
         }
     }
 
+    /// A server for one node; `then` has the session after the registration.
+    fn server(
+        listener: TcpListener,
+        key: SecretKey,
+        known: Credential,
+        then: impl FnOnce(Noise<TcpStream, TcpStream>) + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+            let next = Credential::generate().unwrap();
+            let find = |id: &_| (known.id == *id).then_some((known, next));
+            let end = Instant::now() + Duration::from_secs(5);
+            // A node that is refused leaves.
+            let Ok(mut session) = respond(&stream, &key, find, end) else { return };
+            assert!(matches!(session.reader.first(1000, end).unwrap(), Some(ToServer::Register(_))));
+            stream.set_read_timeout(None).unwrap();
+            session.writer.send(&ToNode::Order { name: "n".to_owned(), body: Vec::new() }).unwrap();
+            then(session);
+        })
+    }
+
     /// A machine reboots right after: what is still in its kernel's buffer then never arrives.
     #[test]
     fn closing_waits_until_the_server_has_read_the_last_message() {
@@ -360,20 +384,36 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let read = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&read);
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.read_exact(&mut [0; 8]).unwrap();
-            assert!(matches!(control::receive(&mut stream).unwrap(), Some(ToServer::Register(_))));
-            control::send(&mut stream, &ToNode::Order { name: "n".to_owned(), body: Vec::new() }).unwrap();
+        let (key, token) = (SecretKey::generate().unwrap(), Token::generate().unwrap());
+        let trust = Trust::new(key.public(), token.clone());
+        let server = server(listener, key, token.credential(), move |mut session| {
             std::thread::sleep(Duration::from_millis(500));
-            assert_eq!(control::receive(&mut stream).unwrap(), Some(ToServer::Done));
-            assert_eq!(control::receive::<ToServer>(&mut stream).unwrap(), None);
+            assert_eq!(session.reader.receive().unwrap(), Some(ToServer::Done));
+            assert_eq!(session.reader.receive::<ToServer>().unwrap(), None);
             seen.store(true, Ordering::SeqCst);
         });
-        let session = Session::open(&address, Duration::from_secs(5), |_| Ok(register())).unwrap();
+        let session = Session::open(&address, &trust, Duration::from_secs(5), |_| Ok(register())).unwrap();
+        assert!(trust.credential().1, "later connections use the session");
         session.tell(ToServer::Done);
         session.close();
         assert!(read.load(Ordering::SeqCst));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_with_another_key_is_refused_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (key, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+        let token = Token::generate().unwrap();
+        let trust = Trust::new(other.public(), token.clone());
+        let public = key.public().to_string();
+        let server = server(listener, key, token.credential(), |_| panic!("it was taken"));
+        let start = Instant::now();
+        let error = Session::open(&address, &trust, Duration::from_secs(60), |_| Ok(register())).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(&public) && text.contains(&other.public().to_string()), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(20));
         server.join().unwrap();
     }
 }
