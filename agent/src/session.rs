@@ -366,7 +366,7 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             stream.read_exact(&mut [0; 8]).unwrap();
             let next = Credential::generate().unwrap();
-            let find = |id: &_| (known.id == *id).then_some((known, next));
+            let find = |id: &ka_chain::keys::CredentialId| (known.id == *id).then_some((known, next));
             let end = Instant::now() + Duration::from_secs(5);
             // A node that is refused leaves.
             let Ok(mut session) = respond(&stream, &key, find, end) else { return };
