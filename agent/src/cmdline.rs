@@ -3,6 +3,7 @@
 //! but never silently.
 
 use crate::init::mac::Mac;
+use ka_chain::keys::{PublicKey, Token};
 use log::LevelFilter;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -26,6 +27,10 @@ pub const STEPS: [&str; 10] = [
 pub struct Options {
     /// `ka.server=HOST:PORT`: where the server listens.
     pub server: Option<String>,
+    /// `ka.key=PUBKEY`: the key of the server that is trusted.
+    pub key: Option<PublicKey>,
+    /// `ka.token=TOKEN`: what lets this node in.
+    pub token: Option<Token>,
     /// `ka.ip=ADDR/PREFIX[,GATEWAY][,IFACE-or-MAC]`: no DHCP.
     pub ip: Option<StaticIp>,
     /// `ka.on-failure=shell|reboot|poweroff|wait`.
@@ -54,6 +59,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             server: None,
+            key: None,
+            token: None,
             ip: None,
             on_failure: OnFailure::Shell,
             on_success: OnSuccess::Reboot,
@@ -121,6 +128,9 @@ type Setter = fn(&mut Options, &str) -> Result<(), String>;
 /// collects. `_` and `-` mean the same in `ka.` keys, as with the kernel.
 const KEYS: &[(&str, Setter)] = &[
     ("ka.server", |o, v| parse_server(v).map(|s| o.server = Some(s))),
+    ("ka.key", |o, v| v.parse().map(|k| o.key = Some(k)).map_err(|e| format!("{e}"))),
+    // The error does not show the word.
+    ("ka.token", |o, v| v.parse().map(|t| o.token = Some(t)).map_err(|e| format!("{e}"))),
     ("ka.ip", |o, v| parse_static_ip(v).map(|ip| o.ip = Some(ip))),
     ("ka.on-failure", |o, v| {
         o.on_failure = choose(
@@ -304,12 +314,16 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let o = Options::from_text(
-            "BOOT_IMAGE=/vmlinuz quiet ka.server=10.0.0.1:7400 ka.ip=10.0.0.7/24,10.0.0.1,eth0 ka.on_failure=wait \
+            "BOOT_IMAGE=/vmlinuz quiet ka.server=10.0.0.1:7400 \
+             ka.key=0101010101010101010101010101010101010101010101010101010101010101 \
+             ka.token=abababababababababababababababababababababababababababababababab ka.ip=10.0.0.7/24,10.0.0.1,eth0 ka.on_failure=wait \
              ka.on-success=halt ka.break=disk ka.dry-run ka.log=debug ka.pause=3s ka.device-wait=1m \
              BOOTIF=01-52-54-00-12-34-56 console=tty0 console=ttyS0,115200n8\n",
         );
         let expected = Options {
             server: Some("10.0.0.1:7400".into()),
+            key: Some("01".repeat(32).parse().unwrap()),
+            token: Some("ab".repeat(32).parse().unwrap()),
             ip: Some(StaticIp {
                 address: Ipv4Addr::new(10, 0, 0, 7),
                 prefix: 24,
@@ -328,6 +342,9 @@ mod tests {
             errors: vec![],
         };
         assert_eq!(o, expected);
+        assert!(!format!("{o:?}").contains("abab"), "{o:?}");
+        let wrong = Options::from_text("ka.token=half-a-secret").errors;
+        assert!(wrong[0].contains("ka.token") && !wrong[0].contains("secret"), "{wrong:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
 use crate::reception::{self, Broken, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
+use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_chain::control::{Purpose, Registration, ToServer};
@@ -39,6 +40,12 @@ struct Receive {
     /// where ka-server deploys
     #[argh(option, arg_name = "HOST:PORT")]
     server: String,
+    /// the server's key, as ka-server shows it
+    #[argh(option, arg_name = "PUBKEY")]
+    key: String,
+    /// a file with the token that lets this node in; - is standard input
+    #[argh(option, arg_name = "FILE")]
+    token_file: String,
     /// unpack into this directory, which must be there
     #[argh(option, arg_name = "DIR")]
     target: Option<PathBuf>,
@@ -66,6 +73,12 @@ struct Deploy {
     /// where ka-server deploys
     #[argh(option, arg_name = "HOST:PORT")]
     server: String,
+    /// the server's key, as ka-server shows it
+    #[argh(option, arg_name = "PUBKEY")]
+    key: String,
+    /// a file with the token that lets this node in; - is standard input
+    #[argh(option, arg_name = "FILE")]
+    token_file: String,
     /// the disk, as /dev/NAME; it takes the place of the layout's rule
     #[argh(option, arg_name = "DEV")]
     disk: String,
@@ -130,11 +143,18 @@ fn receive(args: &Receive) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
+    let trust = match Trust::from_args(&args.key, &args.token_file) {
+        Ok(trust) => trust,
+        Err(e) => {
+            eprintln!("ka-agent: {e:#}");
+            return Ok(Exit::Usage);
+        }
+    };
     let memory = Found::detect().memory;
     let listener = data_listener()?;
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
-    let session = Arc::new(Session::open(&args.server, patience, |_| {
+    let session = Arc::new(Session::open(&args.server, &trust, patience, |_| {
         Ok(Registration {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             purpose: Purpose::Receive,
@@ -185,9 +205,17 @@ fn deploy(args: &Deploy) -> Result<Exit> {
         eprintln!("ka-agent: refused: everything on {} would be lost; say --yes if that is meant", args.disk);
         return Ok(Exit::Refused);
     }
+    let trust = match Trust::from_args(&args.key, &args.token_file) {
+        Ok(trust) => trust,
+        Err(e) => {
+            eprintln!("ka-agent: {e:#}");
+            return Ok(Exit::Usage);
+        }
+    };
     std::fs::create_dir_all("/run/ka").context("making /run/ka")?;
     let orders = Orders {
         server: args.server.clone(),
+        trust,
         dry_run: args.dry_run,
         break_at: None,
         disk: Some(args.disk.clone()),
@@ -265,6 +293,8 @@ fn work_steps(options: &crate::cmdline::Options) -> Result<(), (&'static str, an
         .clone()
         .context("the kernel command line has no ka.server=HOST:PORT")
         .map_err(|e| ("register", e))?;
+    let trust =
+        crate::trust::Trust::from_boot(options, std::path::Path::new("/")).map_err(|e| ("register", e))?;
     let found = &started.machine;
     let mut facts = vec![
         ("firmware".to_owned(), format!("{:?}", found.firmware)),
@@ -285,7 +315,7 @@ fn work_steps(options: &crate::cmdline::Options) -> Result<(), (&'static str, an
         hostname: network.hostname.clone(),
         facts,
     };
-    let orders = Orders { server, dry_run: options.dry_run, break_at: options.break_at, disk: None };
+    let orders = Orders { server, trust, dry_run: options.dry_run, break_at: options.break_at, disk: None };
     // The lease is renewed by a thread of `network`; it must live until the end.
     let result = install::install(&orders, &machine).map_err(|f| (f.step, f.error));
     drop(network);

@@ -10,6 +10,7 @@ use crate::disk::{self, Formatted};
 use crate::init::logger;
 use crate::reception::{self, Broken, NextWave, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
+use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{Purpose, Registration, ToServer};
 use ka_layout::order::{Firmware, InstallOrder};
@@ -40,10 +41,12 @@ pub struct Machine {
 }
 
 /// How the installation is to be done.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Orders {
     /// `HOST:PORT`.
     pub server: String,
+    /// The server's key and what lets this node in.
+    pub trust: Trust,
     /// Plan and show only.
     pub dry_run: bool,
     /// A shell before this step.
@@ -100,7 +103,8 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     steps.begin("register");
     let opened = data_listener().and_then(|listener| {
         let port = listener.local_addr().context("asking for the data port")?.port();
-        let session = Session::open(&orders.server, PATIENCE, |_| registration(machine, port))?;
+        let session =
+            Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
         Ok((listener, session))
     });
     let (listener, session) = opened.map_err(|error| Failure { step: "register", error })?;

@@ -9,3 +9,4 @@ pub mod init;
 pub mod install;
 pub mod reception;
 pub mod session;
+pub mod trust;

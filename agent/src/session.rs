@@ -1,10 +1,14 @@
 //! The control connection as the agent sees it. One thread reads and answers pings, one writes; the log goes to the
 //! server through a bounded queue that never makes the installation wait.
 
+use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
-use ka_chain::control::{self, Progress, Registration, Start, ToNode, ToServer};
+use ka_chain::control::{self, Progress, Registration, SILENCE, Start, ToNode, ToServer};
 use ka_chain::core::Place;
+use ka_chain::keys::Credential;
+use ka_chain::link::HANDSHAKE;
 use ka_chain::node::{Handle, Report};
+use ka_chain::noise::control::{Reader, Session as Noise, initiate};
 use ka_chain::stream::EndRecord;
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -65,18 +69,20 @@ impl Session {
     /// Connects to the server, trying again until `patience` is over, and registers.
     ///
     /// # Errors
-    /// When no server answers in time, or it refuses the node.
+    /// When no server answers in time, it cannot prove that it is the one that `trust` names, or it refuses the node.
     pub fn open(
         server: &str,
+        trust: &Trust,
         patience: Duration,
         register: impl Fn(&TcpStream) -> Result<Registration>,
     ) -> Result<Self> {
-        let socket = connect(server, patience)?;
+        let (socket, session, given) = connect(server, trust, patience)?;
+        let Noise { mut reader, mut writer } = session;
         let address = socket.peer_addr().context("asking for the server's address")?;
-        let mut reader = socket.try_clone().context("cloning the control socket")?;
-        let mut writer = socket.try_clone().context("cloning the control socket")?;
-        control::send(&mut writer, &ToServer::Register(register(&socket)?)).context("registering")?;
-        let (name, order) = match control::receive(&mut reader).context("waiting for the server's answer")? {
+        writer.send(&ToServer::Register(register(&socket)?)).context("registering")?;
+        // From here on the token may be spent, and the session takes its place.
+        trust.keep(Some(given));
+        let (name, order) = match reader.receive().context("waiting for the server's answer")? {
             Some(ToNode::Order { name, body }) => (name, body),
             Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
             Some(_) => bail!("the server answered with something else than an order"),
@@ -89,7 +95,7 @@ impl Session {
             for out in queue {
                 match out {
                     // The reading thread says what happened.
-                    Out::Message(message) if control::send(&mut writer, &message).is_err() => break,
+                    Out::Message(message) if writer.send(&message).is_err() => break,
                     Out::Message(_) => {}
                     // Whoever asked may have stopped waiting.
                     Out::Flush(done) => drop(done.try_send(())),
@@ -249,7 +255,7 @@ fn lock(inbox: &Mutex<Inbox>) -> std::sync::MutexGuard<'_, Inbox> {
 }
 
 fn read_loop(
-    reader: &mut TcpStream,
+    reader: &mut Reader<TcpStream>,
     server: SocketAddr,
     pongs: &SyncSender<Out>,
     orders: &SyncSender<ToNode>,
@@ -263,7 +269,7 @@ fn read_loop(
         }
     };
     loop {
-        match control::receive::<ToNode>(reader) {
+        match reader.receive::<ToNode>() {
             // When the queue is full the server has other signs of life.
             Ok(Some(ToNode::Ping(n))) => drop(pongs.try_send(Out::Message(ToServer::Pong(n)))),
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
@@ -303,7 +309,12 @@ fn read_loop(
 /// Orders that may come before the node has taken its place.
 const EARLY: usize = 64;
 
-fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
+/// A connection, the session over it, and the credential for the next one.
+type Connected = (TcpStream, Noise<TcpStream, TcpStream>, Credential);
+
+/// Connects and opens a session. A server that cannot be reached is tried again; one that refuses, or is another one than
+/// the node trusts, is not.
+fn connect(server: &str, trust: &Trust, patience: Duration) -> Result<Connected> {
     let end = Instant::now() + patience;
     let mut said = false;
     loop {
@@ -312,8 +323,13 @@ fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
             Ok(addresses) => {
                 let mut failure = anyhow::anyhow!("the server {server} has no address");
                 for address in addresses {
-                    match control::connect(address, CONNECT) {
-                        Ok(socket) => return Ok(socket),
+                    match connect_to(address, trust) {
+                        Ok(connected) => return Ok(connected),
+                        Err(e) if matches!(e, ka_chain::Error::Handshake(_)) => {
+                            return Err(
+                                anyhow::Error::new(e).context(format!("greeting the server at {address}"))
+                            );
+                        }
                         Err(e) => failure = e.into(),
                     }
                 }
@@ -328,6 +344,27 @@ fn connect(server: &str, patience: Duration) -> Result<TcpStream> {
             said = true;
         }
         std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn connect_to(address: SocketAddr, trust: &Trust) -> Result<Connected, ka_chain::Error> {
+    loop {
+        let socket = control::connect(address, CONNECT)?;
+        let (credential, is_session) = trust.credential();
+        match initiate(&socket, &trust.key, &credential, Instant::now() + HANDSHAKE) {
+            Ok((session, given)) => {
+                let limits = || ka_chain::Error::io("preparing the control socket");
+                socket.set_read_timeout(Some(SILENCE)).map_err(limits())?;
+                socket.set_write_timeout(Some(SILENCE)).map_err(limits())?;
+                return Ok((socket, session, given));
+            }
+            // It was never good (the registration got lost), or the server begins anew: the token may still be.
+            Err(ka_chain::Error::Handshake(why)) if is_session => {
+                log::info!("the server does not take this node's session any more ({why}); trying its token");
+                trust.keep(None);
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -370,6 +407,8 @@ pub fn addresses() -> Result<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ka_chain::keys::{SecretKey, Token};
+    use ka_chain::noise::control::respond;
     use std::io::Read;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -386,6 +425,28 @@ mod tests {
         }
     }
 
+    /// A server for one node; `then` has the session after the registration.
+    fn server(
+        listener: TcpListener,
+        key: SecretKey,
+        known: Credential,
+        then: impl FnOnce(Noise<TcpStream, TcpStream>) + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+            let next = Credential::generate().unwrap();
+            let find = |id: &ka_chain::keys::CredentialId| (known.id == *id).then_some((known, next));
+            let end = Instant::now() + Duration::from_secs(5);
+            // A node that is refused leaves.
+            let Ok(mut session) = respond(&stream, &key, find, end) else { return };
+            assert!(matches!(session.reader.first(1000, end).unwrap(), Some(ToServer::Register(_))));
+            stream.set_read_timeout(None).unwrap();
+            session.writer.send(&ToNode::Order { name: "n".to_owned(), body: Vec::new() }).unwrap();
+            then(session);
+        })
+    }
+
     /// A machine reboots right after: what is still in its kernel's buffer then never arrives.
     #[test]
     fn closing_waits_until_the_server_has_read_the_last_message() {
@@ -393,20 +454,36 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let read = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&read);
-        let server = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.read_exact(&mut [0; 8]).unwrap();
-            assert!(matches!(control::receive(&mut stream).unwrap(), Some(ToServer::Register(_))));
-            control::send(&mut stream, &ToNode::Order { name: "n".to_owned(), body: Vec::new() }).unwrap();
+        let (key, token) = (SecretKey::generate().unwrap(), Token::generate().unwrap());
+        let trust = Trust::new(key.public(), token.clone());
+        let server = server(listener, key, token.credential(), move |mut session| {
             std::thread::sleep(Duration::from_millis(500));
-            assert_eq!(control::receive(&mut stream).unwrap(), Some(ToServer::Done));
-            assert_eq!(control::receive::<ToServer>(&mut stream).unwrap(), None);
+            assert_eq!(session.reader.receive().unwrap(), Some(ToServer::Done));
+            assert_eq!(session.reader.receive::<ToServer>().unwrap(), None);
             seen.store(true, Ordering::SeqCst);
         });
-        let session = Session::open(&address, Duration::from_secs(5), |_| Ok(register())).unwrap();
+        let session = Session::open(&address, &trust, Duration::from_secs(5), |_| Ok(register())).unwrap();
+        assert!(trust.credential().1, "later connections use the session");
         session.tell(ToServer::Done);
         session.close();
         assert!(read.load(Ordering::SeqCst));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_with_another_key_is_refused_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (key, other) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+        let token = Token::generate().unwrap();
+        let trust = Trust::new(other.public(), token.clone());
+        let public = key.public().to_string();
+        let server = server(listener, key, token.credential(), |_| panic!("it was taken"));
+        let start = Instant::now();
+        let error = Session::open(&address, &trust, Duration::from_secs(60), |_| Ok(register())).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(&public) && text.contains(&other.public().to_string()), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(20));
         server.join().unwrap();
     }
 }

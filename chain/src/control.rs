@@ -1,5 +1,5 @@
-//! The control connection between a node and the server: who the node is, what it is told, how far it is. Messages are
-//! postcard, each after its length (4 bytes, little endian); the first 8 bytes of the connection name the protocol.
+//! The control connection between a node and the server: who the node is, what it is told, how far it is. The messages
+//! are here; how they travel is in [`crate::noise::control`].
 //!
 //! What an installation consists of travels as opaque bytes ([`ToNode::Order`]): the chain knows no disk.
 
@@ -9,16 +9,10 @@ use crate::link::LinkId;
 use crate::seal::Wave;
 use crate::sign::PublicKey;
 use crate::stream::EndRecord;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// First bytes of a control connection, from the node.
-pub const HELLO: [u8; 8] = *b"KACTRL01";
-/// The longest message: an order with the operator's hooks in it.
-const LONGEST: usize = 32 << 20;
 /// The server pings each node so often; a node that hears nothing for longer than the silence gives the server up.
 pub const PING: Duration = Duration::from_secs(1);
 /// How long a node endures a silent server.
@@ -194,70 +188,14 @@ pub struct Start {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// Writes one message.
-///
-/// # Errors
-/// [`Error::Io`], or [`Error::Malformed`] when it is too long.
-pub fn send<M: Serialize>(stream: &mut impl Write, message: &M) -> Result<(), Error> {
-    let body =
-        postcard::to_stdvec(message).map_err(|e| Error::Malformed(format!("writing a message: {e}")))?;
-    let len = u32::try_from(body.len())
-        .ok()
-        .filter(|n| *n as usize <= LONGEST)
-        .ok_or_else(|| Error::Malformed(format!("a control message of {} bytes is too long", body.len())))?;
-    // One write, so that two small segments do not wait for each other.
-    let mut bytes = Vec::with_capacity(body.len() + 4);
-    bytes.extend_from_slice(&len.to_le_bytes());
-    bytes.extend_from_slice(&body);
-    stream.write_all(&bytes).map_err(Error::io("sending over control"))
-}
-
-/// Reads one message; `None` when the other side closed between messages.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::Malformed`].
-pub fn receive<M: DeserializeOwned>(stream: &mut impl Read) -> Result<Option<M>, Error> {
-    let mut len = [0; 4];
-    let mut got = 0;
-    while got < 4 {
-        match stream.read(&mut len[got..]) {
-            Ok(0) if got == 0 => return Ok(None),
-            Ok(0) => return Err(Error::Malformed("control ended inside a message".to_owned())),
-            Ok(n) => got += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::io("reading control")(e)),
-        }
-    }
-    let len = u32::from_le_bytes(len) as usize;
-    if len > LONGEST {
-        return Err(Error::Malformed(format!("a control message claims {len} bytes")));
-    }
-    // Read as it comes, so that a claimed length alone costs no memory.
-    let mut body = Vec::new();
-    stream.take(len as u64).read_to_end(&mut body).map_err(Error::io("reading control"))?;
-    if body.len() != len {
-        return Err(Error::Malformed("control ended inside a message".to_owned()));
-    }
-    let (message, rest) = postcard::take_from_bytes(&body)
-        .map_err(|e| Error::Malformed(format!("a control message that cannot be read: {e}")))?;
-    if rest.is_empty() {
-        Ok(Some(message))
-    } else {
-        Err(Error::Malformed("a control message with a tail".to_owned()))
-    }
-}
-
-/// Connects to the server's control port.
+/// Connects to the server's control port; the session is opened over it by [`crate::noise::control::initiate`].
 ///
 /// # Errors
 /// [`Error::Io`] naming the address.
 pub fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, Error> {
     let to = || Error::io(format!("connecting to the server at {address}"));
-    let mut stream = TcpStream::connect_timeout(&address, limit).map_err(to())?;
+    let stream = TcpStream::connect_timeout(&address, limit).map_err(to())?;
     stream.set_nodelay(true).map_err(to())?;
-    stream.set_read_timeout(Some(SILENCE)).map_err(to())?;
-    stream.set_write_timeout(Some(SILENCE)).map_err(to())?;
-    stream.write_all(&HELLO).map_err(to())?;
     Ok(stream)
 }
 
@@ -269,27 +207,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut framed = (bytes.len() as u32).to_le_bytes().to_vec();
-            framed.extend(&bytes);
-            let _ = receive::<ToServer>(&mut &framed[..]);
-            let _ = receive::<ToNode>(&mut &framed[..]);
-            let _ = receive::<ToServer>(&mut &bytes[..]);
+            let _ = postcard::from_bytes::<ToServer>(&bytes);
+            let _ = postcard::from_bytes::<ToNode>(&bytes);
         }
-    }
-
-    #[test]
-    fn messages_pass_and_cuts_and_tails_are_refused() {
-        let message = ToServer::Failed { step: "disk".to_owned(), error: "no disk matches".to_owned() };
-        let mut bytes = Vec::new();
-        send(&mut bytes, &message).unwrap();
-        assert_eq!(receive::<ToServer>(&mut &bytes[..]).unwrap(), Some(message));
-        assert_eq!(receive::<ToServer>(&mut &b""[..]).unwrap(), None);
-        for cut in 1..bytes.len() {
-            assert!(receive::<ToServer>(&mut &bytes[..cut]).is_err());
-        }
-        bytes.push(0);
-        bytes[0] += 1;
-        assert!(receive::<ToServer>(&mut &bytes[..]).is_err());
-        assert!(receive::<ToServer>(&mut &[0xff; 8][..]).is_err());
     }
 }

@@ -31,6 +31,12 @@ pub enum Error {
     /// The end record does not agree with what came before it.
     #[error("the end record does not agree with the stream: {0}")]
     End(String),
+    /// The other end of a connection could not prove who it is, or refused us.
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+    /// A frame of a session did not open.
+    #[error("frame {0} of the session was altered, repeated or exchanged: it does not open")]
+    Frame(u64),
     /// The chain was stopped from this side.
     #[error("stopped: {0}")]
     Stopped(String),

@@ -4,7 +4,7 @@
 //! [`mod@core`] decides: who feeds whom, what is kept, who is dead. Around it are sockets and threads: [`control`] has the
 //! messages between a node and the server, [`link`] the connection between parent and child, [`node`] a place in the
 //! chain, [`store`] the chunks that are held there. [`seal`] and [`sign`] protect the chunks, [`chunk`] is their form on
-//! the wire.
+//! the wire. [`noise`] is how both ends of a connection know each other, by [`keys`].
 
 // Test data is made by cutting numbers down to bytes.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -15,8 +15,10 @@ pub mod control;
 pub mod core;
 mod engine;
 pub mod feed;
+pub mod keys;
 pub mod link;
 pub mod node;
+pub mod noise;
 pub mod seal;
 pub mod sign;
 mod sockets;

@@ -8,7 +8,17 @@ use std::ffi::OsString;
 /// with 0, a usage error on standard error with 2.
 #[must_use]
 pub fn parse<T: TopLevelCommand>(program: &str, version: &str) -> T {
-    match parse_from(program, version, std::env::args_os().skip(1)) {
+    parse_words(program, version, std::env::args_os().skip(1))
+}
+
+/// [`parse`] of other words than this program's own.
+#[must_use]
+pub fn parse_words<T: TopLevelCommand>(
+    program: &str,
+    version: &str,
+    words: impl Iterator<Item = OsString>,
+) -> T {
+    match parse_from(program, version, words) {
         Ok(parsed) => parsed,
         Err(Early { text, error: false }) => {
             println!("{}", text.trim_end());

@@ -1,7 +1,7 @@
 //! `ka-image build`: gathers, writes into a directory of its own, and moves everything to its place at the end, the
 //! manifest last.
 
-use crate::{boot_files, report};
+use crate::{boot_files, report, trust};
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_initrd::archive::{self, Compression};
@@ -47,6 +47,14 @@ pub struct Build {
     /// firmware to take at most (default 8M); the smallest files go first
     #[argh(option, default = "\"8M\".to_owned()")]
     firmware: String,
+    /// bake this server's key in (as ka-server shows it): the nodes will
+    /// trust no other, whatever the network that they boot from says
+    #[argh(option)]
+    key: Option<String>,
+    /// bake in the token of this file (- is standard input), made by
+    /// ka-server token --shared: for boot media that are kept in a safe
+    #[argh(option)]
+    token_file: Option<String>,
     /// words to add to the kernel's command line
     #[argh(option, default = "String::new()")]
     append: String,
@@ -62,6 +70,7 @@ pub struct Checked {
     choice: Choice,
     compress: Option<Method>,
     firmware_budget: u64,
+    trust: trust::Baked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +99,8 @@ impl Build {
         if self.append.contains(['\n', '\0']) {
             bail!("--append must be one line");
         }
-        Ok(Checked { build: self, choice, compress, firmware_budget })
+        let trust = trust::Baked::read(self.key.as_deref(), self.token_file.as_deref())?;
+        Ok(Checked { build: self, choice, compress, firmware_budget, trust })
     }
 }
 
@@ -112,7 +122,7 @@ pub fn run(checked: &Checked) -> Result<()> {
         include: build.include.clone(),
         firmware_budget: checked.firmware_budget,
     };
-    let assembled = assemble(&plan).context("gathering the initramfs")?;
+    let mut assembled = assemble(&plan).context("gathering the initramfs")?;
     println!(
         "{} of {} modules, {} programs, {} firmware files ({:.1} s)",
         assembled.module_count,
@@ -121,7 +131,9 @@ pub fn run(checked: &Checked) -> Result<()> {
         assembled.firmware.taken.len(),
         start.elapsed().as_secs_f64()
     );
+    checked.trust.place(&mut assembled.tree)?;
     let mut warnings = assembled.warnings;
+    warnings.extend(checked.trust.warning());
     if kernel::is_cloud(&kernel.version) {
         warnings.push(format!(
             "kernel {} is made for clouds: it has no ahci, e1000e, igb or r8169",
@@ -144,6 +156,7 @@ pub fn run(checked: &Checked) -> Result<()> {
     let packing = Instant::now();
     let initrd = stage.path().join(manifest::INITRD);
     let written = archive::write_file(&assembled.tree, &initrd, compression)?;
+    checked.trust.protect(&initrd)?;
     println!(
         "initrd.img: {} from {} in {:.1} s",
         ka_cli::units::show_size(written.packed),

@@ -3,6 +3,7 @@
 mod boot_files;
 mod build;
 mod report;
+mod trust;
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;

@@ -9,3 +9,5 @@ pub mod deployment;
 pub mod layout_command;
 pub mod logging;
 pub mod nodes;
+pub mod settings;
+pub mod trust;

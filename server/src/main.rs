@@ -2,7 +2,7 @@
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;
-use ka_server::{boot, deployment, layout_command, logging};
+use ka_server::{boot, deployment, layout_command, logging, settings, trust};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -20,10 +20,19 @@ enum Command {
     Deploy(deployment::command::DeployArgs),
     Boot(boot::command::BootCommand),
     Layout(layout_command::LayoutArgs),
+    Init(trust::commands::InitArgs),
+    Token(trust::commands::TokenArgs),
 }
 
 fn main() -> ExitCode {
-    let args: Args = ka_cli::args::parse("ka-server", env!("CARGO_PKG_VERSION"));
+    let words = match settings::with_file(std::env::args_os().skip(1).collect()) {
+        Ok(words) => words,
+        Err(e) => {
+            eprintln!("ka-server: {e:#}");
+            return if e.is::<settings::Fault>() { Exit::Usage } else { Exit::Failed }.into();
+        }
+    };
+    let args: Args = ka_cli::args::parse_words("ka-server", env!("CARGO_PKG_VERSION"), words.into_iter());
     logging::start();
     let result = match &args.command {
         Command::Deploy(args) => deployment::run(args),
@@ -31,6 +40,8 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(|flag| boot::command::run_boot(args, || flag.load(Ordering::SeqCst))),
         Command::Layout(args) => layout_command::run(args),
+        Command::Init(args) => trust::commands::init(args),
+        Command::Token(args) => trust::commands::token(args),
     };
     match result {
         Ok(exit) => exit.into(),

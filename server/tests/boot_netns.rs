@@ -9,6 +9,7 @@ use ka_server::boot::events::{BootEvent, Client};
 use ka_server::boot::nodes::{NodeState, NodeStates, Policy, ScriptKind};
 use ka_server::boot::{BootConfig, BootService, OtherDhcpServer};
 use ka_server::nodes::{Mac, Nodes, Pattern};
+use ka_server::trust::{Pass, Tickets};
 use ka_sys::process::run;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
@@ -114,6 +115,19 @@ fn config(directory: &Path, dhcp: Dhcp) -> BootConfig {
     BootConfig { dhcp, boot_dir: directory.to_path_buf(), ..BootConfig::new("srv") }
 }
 
+/// Every machine gets the same token here.
+struct OneToken;
+
+impl Tickets for OneToken {
+    fn pass(&self, _mac: Mac) -> anyhow::Result<Pass> {
+        Ok(Pass { key: "11".repeat(32).parse()?, token: "2a".repeat(32).parse()? })
+    }
+}
+
+fn tickets() -> Arc<dyn Tickets> {
+    Arc::new(OneToken)
+}
+
 fn everyone() -> Arc<NodeStates> {
     Arc::new(NodeStates::new(Nodes::unlisted(Pattern::default()), Policy::Everyone))
 }
@@ -157,7 +171,7 @@ fn full_dhcp_tftp_and_http() {
     sh(&format!("chmod +x {}", script.display()));
     let states = everyone();
     net.inside(|| {
-        let mut service = BootService::start(&config(files.path(), Dhcp::Auto), Arc::clone(&states)).unwrap();
+        let mut service = BootService::start(&config(files.path(), Dhcp::Auto), Arc::clone(&states), tickets()).unwrap();
         let events = service.events().unwrap();
         let pid = service.dnsmasq_pid();
 
@@ -197,7 +211,13 @@ fn full_dhcp_tftp_and_http() {
 
         // Its script follows its state.
         let ask = format!("curl -sS '{http}/node.ipxe?mac={}&platform=efi'", node());
-        assert!(net.client(&ask).contains("\nkernel http://10.91.0.1:8067/vmlinuz initrd=initrd.img BOOTIF=01-52-54-00-00-00-01 ka.server=10.91.0.1:5757 ||"));
+        assert!(net.client(&ask).contains("\nkernel http://10.91.0.1:8067/vmlinuz initrd=initrd.img BOOTIF=01-52-54-00-00-00-01 ka.server=10.91.0.1:5757 ka.key="));
+        let script = net.client(&ask);
+        let token = script.split("ka.token=").nth(1).unwrap().split(' ').next().unwrap();
+        assert_eq!(token, "2a".repeat(32));
+        // It stands in the script and nowhere else that others can see.
+        let words = std::fs::read(format!("/proc/{}/cmdline", service.dnsmasq_pid())).unwrap();
+        assert!(!String::from_utf8_lossy(&words).contains("2a2a"));
         events_until(&events, |event| {
             matches!(event, BootEvent::Script { kind: ScriptKind::Install, mac, .. } if *mac == node())
         });
@@ -239,10 +259,12 @@ fn proxy_dhcp_beside_another_server_and_full_dhcp_refused() {
         .unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         net.inside(|| {
-            let error = BootService::start(&config(files.path(), Dhcp::Auto), everyone()).err().unwrap();
+            let error =
+                BootService::start(&config(files.path(), Dhcp::Auto), everyone(), tickets()).err().unwrap();
             let refusal = error.downcast_ref::<OtherDhcpServer>().unwrap_or_else(|| panic!("{error:#}"));
             assert_eq!(refusal.server, Ipv4Addr::new(10, 91, 0, 2));
-            let service = BootService::start(&config(files.path(), Dhcp::Proxy), everyone()).unwrap();
+            let service =
+                BootService::start(&config(files.path(), Dhcp::Proxy), everyone(), tickets()).unwrap();
             // Proxy-DHCP hands out no address: a plain client gets nothing from us, only the other server's lease.
             let ask = format!("ip netns exec {} curl -sS http://10.91.0.1:8067/boot.ipxe", net.client);
             assert!(sh(&ask).starts_with("#!ipxe"));
@@ -278,14 +300,14 @@ fn addresses_that_are_held_are_not_given_away() {
         Nodes::parse("52:54:00:00:00:07 other\n52:54:00:00:00:02 this\n", Pattern::default()).unwrap();
     net.inside(|| {
         let ask = format!("busybox udhcpc -i node -n -q -f -t 5 -s {}", script.display());
-        let service = BootService::start(&config(files.path(), range), everyone()).unwrap();
+        let service = BootService::start(&config(files.path(), range), everyone(), tickets()).unwrap();
         assert_eq!(net.client(&ask).trim(), "10.91.0.51");
         drop(service);
         // dnsmasq told the kernel where the address is; a new service would leave it there.
         sh(&format!("ip -n {} neigh flush dev srv", net.server));
         // Nodes of the nodes file have their addresses: the only free one is the first node's, the second gets none.
         let states = Arc::new(NodeStates::new(nodes, Policy::ListedOnly));
-        let service = BootService::start(&config(files.path(), range), states).unwrap();
+        let service = BootService::start(&config(files.path(), range), states, tickets()).unwrap();
         let ask = format!("ip netns exec {} {ask} -t 2 -T 1", net.client);
         assert!(run(Command::new("sh").args(["-ec", &ask]), LIMIT).is_err());
         drop(service);
@@ -325,7 +347,7 @@ fn an_address_that_was_offered_is_offered_to_nobody_else() {
     let net = Net::new();
     net.inside(|| {
         let range = "10.91.0.100-10.91.0.103".parse().unwrap();
-        let service = BootService::start(&config(files.path(), range), everyone()).unwrap();
+        let service = BootService::start(&config(files.path(), range), everyone(), tickets()).unwrap();
         // dnsmasq' hash is the same for these three. None of them asks for what it is offered, as UEFI does for seconds.
         let all: std::collections::BTreeSet<Ipv4Addr> = [0, 4, 8]
             .map(|last| {
@@ -352,12 +374,12 @@ fn two_services_side_by_side() {
         s = net.server
     ));
     net.inside(|| {
-        let first = BootService::start(&config(files.path(), Dhcp::Auto), everyone()).unwrap();
+        let first = BootService::start(&config(files.path(), Dhcp::Auto), everyone(), tickets()).unwrap();
         let config = BootConfig { interface: "br9".into(), ..config(files.path(), Dhcp::Auto) };
-        let second = BootService::start(&config, everyone()).unwrap();
+        let second = BootService::start(&config, everyone(), tickets()).unwrap();
         assert_ne!(first.http(), second.http());
         // A second one on the same interface finds the port taken.
-        let error = format!("{:#}", BootService::start(&config, everyone()).err().unwrap());
+        let error = format!("{:#}", BootService::start(&config, everyone(), tickets()).err().unwrap());
         assert!(
             error.contains("binding the HTTP server to 10.92.0.1:8067: Address already in use")
                 || error.contains("DHCP server"),
@@ -375,7 +397,8 @@ fn dnsmasq_that_is_killed_is_reported_and_none_is_left_behind() {
     boot_files(files.path());
     let net = Net::new();
     net.inside(|| {
-        let mut service = BootService::start(&config(files.path(), Dhcp::Off), everyone()).unwrap();
+        let mut service =
+            BootService::start(&config(files.path(), Dhcp::Off), everyone(), tickets()).unwrap();
         let events = service.events().unwrap();
         let pid = rustix::process::Pid::from_raw(i32::try_from(service.dnsmasq_pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -393,7 +416,7 @@ const KILLED: &str = "KA_TEST_BOOT_FILES";
 fn service_that_is_killed() {
     let Some(files) = std::env::var_os(KILLED) else { return };
     let range = "10.91.0.100-10.91.0.103".parse().unwrap();
-    let service = BootService::start(&config(Path::new(&files), range), everyone()).unwrap();
+    let service = BootService::start(&config(Path::new(&files), range), everyone(), tickets()).unwrap();
     println!("dnsmasq={}", service.dnsmasq_pid());
     std::thread::sleep(Duration::from_secs(60));
 }
@@ -439,7 +462,7 @@ fn slow_and_greedy_clients_disturb_nobody() {
     boot_files(files.path());
     let net = Net::new();
     net.inside(|| {
-        let service = BootService::start(&config(files.path(), Dhcp::Off), everyone()).unwrap();
+        let service = BootService::start(&config(files.path(), Dhcp::Off), everyone(), tickets()).unwrap();
         let address = SocketAddrV4::new(Ipv4Addr::new(10, 91, 0, 1), service.http().port());
         // Forty connections from one address that say nothing: sixteen may stay.
         let greedy: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(address).unwrap()).collect();
@@ -485,7 +508,7 @@ fn what_is_missing_is_said() {
         let start = |change: &dyn Fn(&mut BootConfig)| {
             let mut config = config(files.path(), Dhcp::Off);
             change(&mut config);
-            format!("{:#}", BootService::start(&config, everyone()).err().unwrap())
+            format!("{:#}", BootService::start(&config, everyone(), tickets()).err().unwrap())
         };
         let error = start(&|c| c.interface = "eth7".into());
         assert_eq!(error, "there is no interface eth7 (there are: lo, srv)");

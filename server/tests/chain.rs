@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+#[path = "chain/trust.rs"]
+mod trust;
+
 use ka_archive::testing::{SOCKET, compare_with_rsync, difference, hard_cases, listing};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -109,6 +112,8 @@ impl Drop for Running {
 struct Deployment {
     server: Running,
     port: u16,
+    /// The server's key, as it shows it.
+    key: String,
     agents: Vec<Running>,
     folder: tempfile::TempDir,
 }
@@ -117,6 +122,7 @@ impl Deployment {
     /// A server for `nodes` nodes with these further options.
     fn start(nodes: usize, options: &[&str]) -> Self {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        make_token(folder.path(), "token", &["--shared"]);
         let mut command = Command::new(server_program());
         command.args(["deploy", "--listen", "127.0.0.1:0", "--nodes", &nodes.to_string()]);
         command.arg("--layout").arg(layout(folder.path()));
@@ -126,7 +132,9 @@ impl Deployment {
         let server = Running::start(command);
         let line = server.wait_line("listening on TCP port");
         let port = line.split("port ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-        Self { server, port, agents: Vec::new(), folder }
+        let line = server.wait_line("this server's key is");
+        let key = line.split("key is ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        Self { server, port, key, agents: Vec::new(), folder }
     }
 
     fn target(&self, n: usize) -> PathBuf {
@@ -140,11 +148,19 @@ impl Deployment {
         self.agent(&["--target", target.to_str().unwrap()]);
     }
 
-    fn agent(&mut self, options: &[&str]) {
+    /// The command of an agent with this name, key and token.
+    fn command(&self, name: &str, key: &str, token_file: &Path) -> Command {
         let mut command = Command::new(agent_program());
         let server = format!("127.0.0.1:{}", self.port);
+        command.args(["receive", "--server", &server, "--name", name, "--key", key, "--token-file"]);
+        command.arg(token_file);
+        command
+    }
+
+    fn agent(&mut self, options: &[&str]) {
         let name = format!("n{}", self.agents.len());
-        command.args(["receive", "--server", &server, "--name", &name]).args(options);
+        let mut command = self.command(&name, &self.key, &self.folder.path().join("token"));
+        command.args(options);
         let agent = Running::start(command);
         // One after the other, so that they stand in the chain in this order (they share one address).
         self.server.wait_line(&format!("{name} is ready"));
@@ -163,6 +179,21 @@ impl Deployment {
         }
         text
     }
+}
+
+/// A token for deployments whose state is in `folder`, in a file there.
+fn make_token(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
+    let path = folder.join(name);
+    let mut command = Command::new(server_program());
+    command
+        .arg("token")
+        .args(options)
+        .arg("--output")
+        .arg(&path)
+        .arg("--state")
+        .arg(folder.join("nodes.json"));
+    assert!(command.status().unwrap().success());
+    path
 }
 
 fn layout(folder: &Path) -> PathBuf {
@@ -269,6 +300,8 @@ fn a_tree_of_five_delivers_too_and_strays_disturb_nobody() {
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"KADATA01garbagegarbage!!",
         b"KACTRL01\xff\xff\xff\xff",
+        b"KACTRL02\xff\xff\xff\xff",
+        &[&b"KACTRL02"[..], &[7; 16], &[48, 0], &[9; 48]].concat(),
     ] {
         let mut stray = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
         stray.write_all(garbage).unwrap();
@@ -283,6 +316,7 @@ fn a_tree_of_five_delivers_too_and_strays_disturb_nobody() {
         assert!(compare_with_rsync(&tree, &d.target(n), &[]).unwrap().is_empty());
     }
     assert!(d.server.text().contains("neither nodes nor children"), "{}", d.everything());
+    assert!(d.server.text().contains("1 nodes were refused because of their token"), "{}", d.everything());
 }
 
 #[test]

@@ -5,6 +5,9 @@ use super::events::{BootEvent, Client};
 use super::nodes::{NodeStates, Policy, STATE_FILE};
 use super::{BootConfig, BootService, HTTP_PORT, OtherDhcpServer, files};
 use crate::nodes::{Nodes, Pattern};
+use crate::trust::commands::state_folder;
+use crate::trust::key_file;
+use crate::trust::token_file::{FileTickets, TokenFile};
 use anyhow::Result;
 use argh::FromArgs;
 use ka_cli::exit::Exit;
@@ -16,7 +19,7 @@ use std::time::Duration;
 
 /// serve the install network: DHCP or proxy-DHCP, TFTP, and over HTTP the
 /// kernel, the initramfs and a boot script for each node
-#[derive(FromArgs, Debug, Clone)]
+#[derive(FromArgs, argh::ArgsInfo, Debug, Clone)]
 #[argh(subcommand, name = "boot")]
 pub struct BootCommand {
     /// the interface of the install network
@@ -55,6 +58,14 @@ pub struct BootCommand {
     /// /var/lib/ka/nodes.json
     #[argh(option, arg_name = "FILE", default = "PathBuf::from(STATE_FILE)")]
     pub state: PathBuf,
+    /// this server's secret key; default: /etc/ka/server.key, else
+    /// server.key beside --state, made when it is not there
+    #[argh(option, arg_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// settings: options under their names, which this command line
+    /// overrules; default: /etc/ka/server.toml, if it is there
+    #[argh(option, arg_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 fn dhcp(text: &str) -> Result<Dhcp, String> {
@@ -98,7 +109,11 @@ impl BootCommand {
 /// When it cannot be started, or dnsmasq or the HTTP server ended.
 pub fn run_boot(command: &BootCommand, interrupted: impl Fn() -> bool) -> Result<Exit> {
     let states = Arc::new(command.states()?);
-    let mut service = match BootService::start(&command.config(), states) {
+    let folder = state_folder(&command.state);
+    let (key, path) = key_file::find_or_make(command.key_file.as_deref(), folder)?;
+    log::info!("nodes are told to trust the key {} (of {})", key.public(), path.display());
+    let tickets = Arc::new(FileTickets { key: key.public(), file: TokenFile::in_folder(folder) });
+    let mut service = match BootService::start(&command.config(), states, tickets) {
         Ok(service) => service,
         Err(e) if e.is::<OtherDhcpServer>() => {
             log::error!("{e:#}");

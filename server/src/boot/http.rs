@@ -8,6 +8,7 @@ use super::nodes::{NodeStates, ScriptKind};
 use super::query::Asker;
 use super::range::{Wanted, wanted};
 use super::script::{self, Site};
+use crate::trust::Tickets;
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use axum::body::Body;
@@ -61,6 +62,8 @@ pub struct Content {
     pub files: BootFiles,
     /// Who gets which script.
     pub states: Arc<NodeStates>,
+    /// What nodes are given to be let in.
+    pub tickets: Arc<dyn Tickets>,
     /// Where events go.
     pub events: Events,
 }
@@ -229,7 +232,21 @@ async fn node_script(
         serial.as_deref().unwrap_or("-"),
         decision.kind
     );
-    let text = script::node(&content.site, decision.kind, platform, mac, &title);
+    let pass = match decision.kind {
+        ScriptKind::Install => match content.tickets.pass(mac) {
+            Ok(pass) => Some(pass),
+            Err(e) => {
+                log::error!("{mac} gets no token and cannot be installed: {e:#}");
+                return plain(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "there is no token for this machine\n".to_owned(),
+                );
+            }
+        },
+        ScriptKind::LocalBoot | ScriptKind::Hold => None,
+    };
+    // The text holds a secret from here on: it goes to the node and into no log.
+    let text = script::node(&content.site, decision.kind, pass.as_ref(), platform, mac, &title);
     let name = decision.name;
     content.events.send(match decision.kind {
         ScriptKind::LocalBoot => BootEvent::LocalBoot { mac, name, platform },

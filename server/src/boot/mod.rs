@@ -20,6 +20,7 @@ pub mod scan;
 pub mod script;
 
 use crate::nodes::Mac;
+use crate::trust::Tickets;
 use anyhow::{Context, Result, anyhow, bail};
 use dhcp::{Dhcp, Plan};
 use events::BootEvent;
@@ -103,12 +104,13 @@ pub struct BootService {
 }
 
 impl BootService {
-    /// Starts everything and returns when nodes can boot.
+    /// Starts everything and returns when nodes can boot. `tickets` gives what goes into the boot scripts so that a node
+    /// trusts the right server and is let in.
     ///
     /// # Errors
     /// When something is missing (interface, address, dnsmasq, boot files), does not fit, or cannot be started;
     /// [`OtherDhcpServer`] when starting could disturb the network.
-    pub fn start(config: &BootConfig, states: Arc<NodeStates>) -> Result<Self> {
+    pub fn start(config: &BootConfig, states: Arc<NodeStates>, tickets: Arc<dyn Tickets>) -> Result<Self> {
         let interface = config.interface.as_str();
         // Everything that can be checked is checked before anything is started.
         let net = address_of(interface)?;
@@ -154,8 +156,13 @@ impl BootService {
             .with_context(|| format!("writing {}", file.display()))?;
 
         let (sender, receiver) = events::queue();
-        let content =
-            http::Content { site: site.clone(), files, states: Arc::clone(&states), events: sender.clone() };
+        let content = http::Content {
+            site: site.clone(),
+            files,
+            states: Arc::clone(&states),
+            tickets,
+            events: sender.clone(),
+        };
         let http_server = http::HttpServer::start(bound, content, listener::Limits::default())?;
         let router = ifaddr::interface_index(interface)
             .map_err(anyhow::Error::from)

@@ -5,6 +5,7 @@
 use super::nodes::ScriptKind;
 use super::query::Platform;
 use crate::nodes::Mac;
+use crate::trust::Pass;
 use std::fmt::Write;
 use std::net::SocketAddrV4;
 
@@ -14,7 +15,8 @@ const TRIES: u32 = 6;
 const PAUSE: u32 = 5;
 /// Seconds between two questions of a node that waits for the operator.
 const HOLD: u32 = 20;
-/// The longest line of additional kernel arguments, in bytes (the kernel itself takes 2048 in all on x86).
+/// The longest line of additional kernel arguments, in bytes (the kernel itself takes 2048 in all on x86, and ours need
+/// 250).
 const APPEND_LIMIT: usize = 1500;
 
 /// What is the same in the scripts of all nodes.
@@ -73,9 +75,17 @@ pub fn first(site: &Site) -> String {
     )
 }
 
-/// The node's own script. `title` says who it is and why it gets this script; it stands on the node's screen.
+/// The node's own script. `title` says who it is and why it gets this script; it stands on the node's screen. `pass` is
+/// needed to install; a node without one waits.
 #[must_use]
-pub fn node(site: &Site, kind: ScriptKind, platform: Platform, mac: Mac, title: &str) -> String {
+pub fn node(
+    site: &Site,
+    kind: ScriptKind,
+    pass: Option<&Pass>,
+    platform: Platform,
+    mac: Mac,
+    title: &str,
+) -> String {
     let mut script = String::from("#!ipxe\n");
     let title: String = title
         .chars()
@@ -83,23 +93,32 @@ pub fn node(site: &Site, kind: ScriptKind, platform: Platform, mac: Mac, title: 
         .collect();
     // Writing to a String cannot fail.
     let _ = writeln!(script, "echo Ka: {title}");
-    script.push_str(&match kind {
-        ScriptKind::Install => install(site, mac),
-        ScriptKind::LocalBoot => local_boot(site, platform),
-        ScriptKind::Hold => hold(site, mac, platform),
+    script.push_str(&match (kind, pass) {
+        (ScriptKind::Install, Some(pass)) => install(site, pass, mac),
+        (ScriptKind::LocalBoot, _) => local_boot(site, platform),
+        (ScriptKind::Hold, _) | (ScriptKind::Install, None) => hold(site, mac, platform),
     });
     script
 }
 
-fn install(site: &Site, mac: Mac) -> String {
-    let Site { http, server, append } = site;
+/// What the kernel is told.
+fn arguments(site: &Site, pass: &Pass, mac: Mac) -> String {
+    let Site { server, append, .. } = site;
     let space = if append.is_empty() { "" } else { " " };
-    let bootif = mac.bootif();
+    let (bootif, key, token) = (mac.bootif(), pass.key, pass.token.to_word());
+    format!(
+        "initrd=initrd.img BOOTIF={bootif} ka.server={server} ka.key={key} ka.token={token}{space}{append}"
+    )
+}
+
+fn install(site: &Site, pass: &Pass, mac: Mac) -> String {
+    let http = site.http;
+    let arguments = arguments(site, pass, mac);
     format!(
         "set ka-try:int32 0\n\
          :load\n\
          imgfree\n\
-         kernel http://{http}/vmlinuz initrd=initrd.img BOOTIF={bootif} ka.server={server}{space}{append} || goto failed\n\
+         kernel http://{http}/vmlinuz {arguments} || goto failed\n\
          initrd http://{http}/initrd.img || goto failed\n\
          boot || goto failed\n\
          :failed\n\
@@ -170,6 +189,10 @@ mod tests {
         }
     }
 
+    fn pass() -> Pass {
+        Pass { key: "11".repeat(32).parse().unwrap(), token: "2a".repeat(32).parse().unwrap() }
+    }
+
     fn mac() -> Mac {
         "52:54:00:12:34:56".parse().unwrap()
     }
@@ -202,6 +225,7 @@ mod tests {
             node(
                 &site("console=ttyS0 quiet"),
                 ScriptKind::Install,
+                Some(&pass()),
                 Platform::Bios,
                 mac(),
                 "node1: it is to be installed"
@@ -211,7 +235,9 @@ mod tests {
              set ka-try:int32 0\n\
              :load\n\
              imgfree\n\
-             kernel http://10.91.0.1:8067/vmlinuz initrd=initrd.img BOOTIF=01-52-54-00-12-34-56 ka.server=10.91.0.1:5757 console=ttyS0 quiet || goto failed\n\
+             kernel http://10.91.0.1:8067/vmlinuz initrd=initrd.img BOOTIF=01-52-54-00-12-34-56 ka.server=10.91.0.1:5757 \
+             ka.key=1111111111111111111111111111111111111111111111111111111111111111 \
+             ka.token=2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a console=ttyS0 quiet || goto failed\n\
              initrd http://10.91.0.1:8067/initrd.img || goto failed\n\
              boot || goto failed\n\
              :failed\n\
@@ -226,14 +252,24 @@ mod tests {
              sleep 5\n\
              reboot\n"
         );
-        let plain = node(&site(""), ScriptKind::Install, Platform::Efi, mac(), "x");
-        assert!(plain.contains("ka.server=10.91.0.1:5757 || goto failed"), "{plain}");
+        let plain = node(&site(""), ScriptKind::Install, Some(&pass()), Platform::Efi, mac(), "x");
+        assert!(plain.contains("2a2a || goto failed"), "{plain}");
+        let without = node(&site(""), ScriptKind::Install, None, Platform::Efi, mac(), "x");
+        assert_eq!(without, node(&site(""), ScriptKind::Hold, None, Platform::Efi, mac(), "x"));
+    }
+
+    #[test]
+    fn the_longest_arguments_fit_the_kernel_s_command_line() {
+        let longest = Site { server: "255.255.255.255:65535".into(), ..site(&"a".repeat(APPEND_LIMIT)) };
+        let arguments = arguments(&longest, &pass(), mac());
+        // The kernel's limit on x86 is 2048 with the closing zero; the firmware's loader adds little.
+        assert!(arguments.len() < 1800, "{}", arguments.len());
     }
 
     #[test]
     fn the_scripts_that_boot_the_disk() {
         assert_eq!(
-            node(&site(""), ScriptKind::LocalBoot, Platform::Bios, mac(), "node1: it is installed"),
+            node(&site(""), ScriptKind::LocalBoot, None, Platform::Bios, mac(), "node1: it is installed"),
             "#!ipxe\n\
              echo Ka: node1: it is installed\n\
              echo Ka: booting from the first disk\n\
@@ -242,7 +278,7 @@ mod tests {
              exit\n"
         );
         assert_eq!(
-            node(&site(""), ScriptKind::LocalBoot, Platform::Efi, mac(), "node1: it is installed"),
+            node(&site(""), ScriptKind::LocalBoot, None, Platform::Efi, mac(), "node1: it is installed"),
             "#!ipxe\n\
              echo Ka: node1: it is installed\n\
              echo Ka: booting from the disk\n\
@@ -256,7 +292,7 @@ mod tests {
     #[test]
     fn the_script_that_waits() {
         assert_eq!(
-            node(&site(""), ScriptKind::Hold, Platform::Bios, mac(), "node1: its installation failed"),
+            node(&site(""), ScriptKind::Hold, None, Platform::Bios, mac(), "node1: its installation failed"),
             "#!ipxe\n\
              echo Ka: node1: its installation failed\n\
              set ka-try:int32 0\n\
@@ -287,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_title_adds_a_line_or_a_command(title in ".{0,60}") {
-            let script = node(&site(""), ScriptKind::Install, Platform::Bios, mac(), &title);
+            let script = node(&site(""), ScriptKind::Install, Some(&pass()), Platform::Bios, mac(), &title);
             prop_assert_eq!(script.lines().count(), 19);
             prop_assert!(!script.lines().nth(1).unwrap().contains(['$', '|', '&', ';']));
         }
@@ -295,7 +331,7 @@ mod tests {
         #[test]
         fn accepted_arguments_stay_on_their_line(append in "[ -~\\n]{0,40}") {
             if check_append(&append).is_ok() {
-                let script = node(&site(&append), ScriptKind::Install, Platform::Bios, mac(), "x");
+                let script = node(&site(&append), ScriptKind::Install, Some(&pass()), Platform::Bios, mac(), "x");
                 prop_assert_eq!(script.lines().count(), 19);
                 prop_assert!(script.contains(&append));
             }

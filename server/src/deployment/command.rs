@@ -13,7 +13,7 @@ use std::time::Duration;
 pub const PORT: u16 = crate::boot::SERVER_PORT;
 
 /// clone this machine (or the tree below --root) onto nodes
-#[derive(FromArgs, Debug, Default)]
+#[derive(FromArgs, argh::ArgsInfo, Debug, Default)]
 #[argh(subcommand, name = "deploy")]
 pub struct DeployArgs {
     /// start when N nodes are ready
@@ -106,6 +106,9 @@ pub struct DeployArgs {
     /// remember node states here (default /var/lib/ka/nodes.json)
     #[argh(option, arg_name = "FILE", default = "PathBuf::from(\"/var/lib/ka/nodes.json\")")]
     pub state: PathBuf,
+    /// this server's secret key (default /etc/ka/server.key, else server.key beside --state, made when it is not there)
+    #[argh(option, arg_name = "FILE")]
+    pub key_file: Option<PathBuf>,
     /// the operator's hooks (default /etc/ka/hooks.d, if it is there)
     #[argh(option, arg_name = "DIR")]
     pub hooks: Option<PathBuf>,
@@ -133,6 +136,9 @@ pub struct DeployArgs {
     /// one log file per node goes here (default /var/log/ka)
     #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/var/log/ka\")")]
     pub log_dir: PathBuf,
+    /// settings: options under their names, which this command line overrules (default /etc/ka/server.toml, if it is there)
+    #[argh(option, arg_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// print JSON lines instead of text
     #[argh(switch)]
     pub json: bool,

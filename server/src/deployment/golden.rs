@@ -2,6 +2,7 @@
 //! hooks.
 
 use super::command::DeployArgs;
+use crate::trust::key_file;
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
 use ka_layout::model::Layout;
@@ -143,6 +144,9 @@ fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<Pac
     let mut excludes = ka_archive::default_excludes(&sent);
     if root == Path::new("/") {
         excludes.extend(ka_archive::active_swap_files().context("reading /proc/swaps")?);
+        // A clone that holds the server's key could pose as the server.
+        excludes.push(format!("{}/{}", key_file::FOLDER, key_file::SECRET));
+        excludes.extend(args.key_file.iter().map(|path| path.display().to_string()));
         for own in [&args.log_dir, args.state.parent().unwrap_or(&args.state), &args.boot_dir] {
             excludes.push(format!("{}/*", own.display()));
         }

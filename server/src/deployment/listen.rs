@@ -1,11 +1,17 @@
 //! The server's one port: control connections and the data connections of the nodes that the server itself feeds are
-//! told apart by their first 8 bytes. A connection that says neither is dropped and disturbs nobody.
+//! told apart by their first 8 bytes. A connection that says neither is dropped and disturbs nobody. A node gets a
+//! session at the gate; everything from accepting its connection to its registration takes 5 s at most.
 
 use super::state::ConnectionId;
+use crate::nodes::Mac;
+use crate::trust::gate::Gate;
 use anyhow::{Context, Result};
-use ka_chain::control::{self, Registration, ToNode, ToServer};
+use ka_chain::control::{Registration, ToNode, ToServer};
+use ka_chain::keys::CredentialId;
 use ka_chain::link::{self, HANDSHAKE};
 use ka_chain::node::Handle;
+use ka_chain::noise::Bounded;
+use ka_chain::noise::control::{self, Denied, Session};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -27,6 +33,8 @@ pub enum Incoming {
 
 /// Connections that have not said yet what they want, at once.
 const HANDSHAKES: usize = 256;
+/// The longest registration, in bytes.
+const REGISTRATION: usize = 256 << 10;
 /// Messages that may wait for one node; a node that takes none of so many is dead anyway.
 const QUEUE: usize = 256;
 /// A node that takes no bytes for so long is dropped.
@@ -36,6 +44,7 @@ const WRITE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Hub {
     incoming: SyncSender<Incoming>,
+    gate: Arc<Gate>,
     nodes: Mutex<BTreeMap<ConnectionId, (SyncSender<ToNode>, TcpStream)>>,
     head: Mutex<Option<Handle>>,
     next: AtomicU64,
@@ -48,13 +57,19 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Listens on `addresses`; what comes in goes to `incoming`. Returns the hub and the port.
+    /// Listens on `addresses`; nodes are let in at `gate`, and what comes in goes to `incoming`. Returns the hub and the
+    /// port.
     ///
     /// # Errors
     /// When none of the addresses can be listened on.
-    pub fn listen(addresses: &[SocketAddr], incoming: SyncSender<Incoming>) -> Result<(Arc<Self>, u16)> {
+    pub fn listen(
+        addresses: &[SocketAddr],
+        incoming: SyncSender<Incoming>,
+        gate: Arc<Gate>,
+    ) -> Result<(Arc<Self>, u16)> {
         let hub = Arc::new(Self {
             incoming,
+            gate,
             nodes: Mutex::default(),
             head: Mutex::default(),
             next: AtomicU64::new(1),
@@ -115,34 +130,35 @@ impl Hub {
         log::warn!("a connection from {from} is dropped: {why}");
     }
 
-    fn greet(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddr) {
+    fn greet(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
         if self.handshakes.fetch_add(1, Ordering::Relaxed) >= HANDSHAKES {
             self.handshakes.fetch_sub(1, Ordering::Relaxed);
             return self.stray(from, "too many handshakes under way");
         }
         let hub = Arc::clone(self);
+        let end = Instant::now() + HANDSHAKE;
         let started = std::thread::Builder::new().name("greet".into()).spawn(move || {
             let mut hello = [0; 8];
             let greeted = stream
                 .set_nonblocking(false)
                 .and_then(|()| stream.set_nodelay(true))
+                .and_then(|()| Bounded::new(&stream, end).read_exact(&mut hello))
                 .and_then(|()| stream.set_read_timeout(Some(HANDSHAKE)))
-                .and_then(|()| stream.set_write_timeout(Some(WRITE)))
-                .and_then(|()| stream.read_exact(&mut hello));
+                .and_then(|()| stream.set_write_timeout(Some(WRITE)));
             match greeted {
                 Err(e) => hub.stray(from, &format!("it did not say what it wants: {e}")),
                 Ok(()) if hello == link::HELLO => match hub.head() {
                     Some(head) => head.serve(stream, from),
                     None => hub.stray(from, "no wave has begun"),
                 },
-                Ok(()) if hello == control::HELLO => match control::receive(&mut stream) {
-                    Ok(Some(ToServer::Register(registration))) => {
-                        hub.handshakes.fetch_sub(1, Ordering::Relaxed);
-                        return hub.serve(stream, from, registration);
+                Ok(()) if hello == control::HELLO => {
+                    let admitted = hub.admit(&stream, from, end);
+                    hub.handshakes.fetch_sub(1, Ordering::Relaxed);
+                    if let Some((session, registration)) = admitted {
+                        hub.serve(&stream, session, from, registration);
                     }
-                    Ok(_) => hub.stray(from, "it did not register"),
-                    Err(e) => hub.stray(from, &e.to_string()),
-                },
+                    return;
+                }
                 Ok(()) => hub.stray(from, "it speaks another protocol"),
             }
             hub.handshakes.fetch_sub(1, Ordering::Relaxed);
@@ -153,29 +169,102 @@ impl Hub {
         }
     }
 
+    /// Brings a connection to a registered node, or tells the log why it does not get there. A token is spent when the
+    /// first message opens, not before.
+    fn admit(
+        &self,
+        stream: &TcpStream,
+        from: SocketAddr,
+        end: Instant,
+    ) -> Option<(Session<TcpStream, TcpStream>, Registration)> {
+        let mut known = None;
+        let mut why = None;
+        let find = |id: &CredentialId| match self.gate.find(id) {
+            Ok(found) => {
+                let pair = (found.used.clone(), found.next.clone());
+                known = Some(found);
+                Some(pair)
+            }
+            Err(e) => {
+                why = Some(e);
+                None
+            }
+        };
+        let mut session = match control::respond(stream, self.gate.key(), find, end) {
+            Ok(session) => session,
+            Err(denied) => {
+                match denied {
+                    Denied::Credential => {
+                        self.gate.count_token();
+                        let why = why.map_or_else(|| denied.to_string(), |e| format!("{e:#}"));
+                        log::warn!("a node from {from} is refused: {why}");
+                    }
+                    Denied::Key => {
+                        self.gate.count_handshake();
+                        log::warn!("a node from {from} is refused: {denied}");
+                    }
+                    Denied::Other(e) => self.stray(from, &e.to_string()),
+                }
+                return None;
+            }
+        };
+        let known = known?;
+        let registration = match session.reader.first(REGISTRATION, end) {
+            Ok(Some(ToServer::Register(registration))) => registration,
+            Ok(_) => {
+                self.stray(from, "it did not register");
+                return None;
+            }
+            Err(e) => {
+                // Somebody repeats what a node once said, or the node left.
+                self.gate.count_handshake();
+                self.stray(from, &e.to_string());
+                return None;
+            }
+        };
+        // An address that is none is refused when the node's order is written; it has no token of its own.
+        let mac = registration.mac.as_deref().and_then(|text| text.parse::<Mac>().ok());
+        if let Err(e) = self.gate.admit(&known, mac) {
+            self.gate.count_token();
+            log::error!(
+                "ALARM: a node from {from} ({}) is refused: {e:#}",
+                mac.map_or_else(|| "without a MAC address".to_owned(), |mac| mac.to_string())
+            );
+            // It may have gone already.
+            let _ = session.writer.send(&ToNode::Refused(format!("{e:#}")));
+            let _ = stream.shutdown(Shutdown::Write);
+            return None;
+        }
+        Some((session, registration))
+    }
+
     /// Reads a registered node's messages until it closes; runs on the connection's thread.
-    fn serve(self: &Arc<Self>, mut stream: TcpStream, from: SocketAddr, registration: Registration) {
+    fn serve(
+        self: &Arc<Self>,
+        stream: &TcpStream,
+        session: Session<TcpStream, TcpStream>,
+        from: SocketAddr,
+        registration: Registration,
+    ) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, queue) = sync_channel::<ToNode>(QUEUE);
-        let halves = stream.try_clone().and_then(|w| stream.try_clone().map(|k| (w, k)));
-        let (mut writer, kept) = match halves {
-            Ok(halves) => halves,
+        let limits = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(Some(WRITE)));
+        let kept = match limits.and_then(|()| stream.try_clone()) {
+            Ok(kept) => kept,
             Err(e) => return self.stray(from, &e.to_string()),
         };
-        if let Err(e) = stream.set_read_timeout(None) {
-            return self.stray(from, &e.to_string());
-        }
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (sender, kept));
+        let Session { mut reader, mut writer } = session;
         std::thread::spawn(move || {
             for message in queue {
-                if let Err(e) = control::send(&mut writer, &message) {
+                if let Err(e) = writer.send(&message) {
                     log::debug!("connection {id}: {e}");
                     break;
                 }
             }
             // Only this half: closing both would throw away what the node has not read yet. The node then closes its own.
             // It may be closed already.
-            let _ = writer.shutdown(Shutdown::Write);
+            let _ = writer.stream().shutdown(Shutdown::Write);
         });
         // The deployment's loop takes from this queue as long as it lives; when it is gone there is nobody to tell.
         let tell = |event| self.incoming.send(event).is_ok();
@@ -183,7 +272,7 @@ impl Hub {
         let mut open = tell(Incoming::Registered(id, from.ip(), registration));
         let mut why = "the server stopped".to_owned();
         while open {
-            match control::receive::<ToServer>(&mut stream) {
+            match reader.receive::<ToServer>() {
                 Ok(Some(message)) => open = tell(Incoming::Message(id, message)),
                 Ok(None) => {
                     why = "the node closed it".to_owned();

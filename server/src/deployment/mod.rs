@@ -11,6 +11,10 @@ pub mod source;
 pub mod state;
 
 use crate::nodes::{Identity, Mac, Nodes};
+use crate::trust::commands::state_folder;
+use crate::trust::gate::Gate;
+use crate::trust::key_file;
+use crate::trust::token_file::TokenFile;
 use anyhow::{Context, Result};
 use command::{DeployArgs, Settings};
 use display::Display;
@@ -77,12 +81,16 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
     let name = deployment_name(&id);
     let logs = Logs::new(&args.log_dir, &name)?;
     let (sender, incoming) = sync_channel(QUEUE);
-    let (hub, port) = Hub::listen(&settings.listen, sender)?;
+    let folder = state_folder(&args.state);
+    let (key, key_path) = key_file::find_or_make(args.key_file.as_deref(), folder)?;
+    let gate = Arc::new(Gate::new(key, id, TokenFile::in_folder(folder)));
+    let (hub, port) = Hub::listen(&settings.listen, sender, Arc::clone(&gate))?;
     display.say(&format!(
         "deployment {name}: listening on TCP port {port} (open it in the firewall), logs in {}",
         logs.folder().display()
     ));
-    let pxe = match Pxe::start(args, nodes, port) {
+    display.say(&format!("this server's key is {} ({})", gate.key().public(), key_path.display()));
+    let pxe = match Pxe::start(args, nodes, port, &gate) {
         Err(e) if e.is::<crate::boot::OtherDhcpServer>() => {
             eprintln!("ka-server: {e:#}");
             return Ok(Exit::Refused);
@@ -97,6 +105,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         name,
         logs,
         hub: Arc::clone(&hub),
+        gate,
         deployment: Deployment::new(settings.clone(), id, Instant::now()),
         threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         settings,
@@ -132,6 +141,7 @@ struct Run<'a> {
     name: String,
     logs: Logs,
     hub: Arc<Hub>,
+    gate: Arc<Gate>,
     deployment: Deployment,
     threads: usize,
     settings: Settings,
@@ -381,6 +391,15 @@ impl Run<'_> {
         let strays = self.hub.strays.load(Ordering::Relaxed);
         if strays > 0 {
             display.say(&format!("{strays} connections were neither nodes nor children and were dropped"));
+        }
+        for (count, what) in [
+            (&self.gate.refused_tokens, "nodes were refused because of their token"),
+            (&self.gate.refused_handshakes, "handshakes did not open and were refused"),
+        ] {
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                display.say(&format!("{count} {what}"));
+            }
         }
         self.write_names(self.args.ok_file.as_deref(), |s| *s == Status::Done)?;
         self.write_names(self.args.failed_file.as_deref(), |s| *s != Status::Done)?;

@@ -6,6 +6,7 @@ use crate::boot::events::BootEvent;
 use crate::boot::nodes::{NodeState, NodeStates, Policy};
 use crate::boot::{BootConfig, BootService, address_of, command};
 use crate::nodes::{Identity, Mac, Nodes, is_host_name};
+use crate::trust::gate::Gate;
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{Purpose, Registration};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,11 +29,12 @@ pub(super) struct Pxe {
 }
 
 impl Pxe {
-    /// Starts the service when `--pxe` asks for it; `port` is where the deployment listens.
+    /// Starts the service when `--pxe` asks for it; `port` is where the deployment listens, and `gate` knows the tokens
+    /// that go into the boot scripts.
     ///
     /// # Errors
     /// When the service cannot be started or the state file cannot be read.
-    pub(super) fn start(args: &DeployArgs, nodes: Nodes, port: u16) -> Result<Self> {
+    pub(super) fn start(args: &DeployArgs, nodes: Nodes, port: u16, gate: &Arc<Gate>) -> Result<Self> {
         let listed_only = args.nodes_file.is_some();
         let policy = if listed_only { Policy::ListedOnly } else { Policy::Everyone };
         let states = Arc::new(NodeStates::new(nodes, policy));
@@ -49,8 +51,9 @@ impl Pxe {
                 config.http_port = args.http_port;
                 config.append.clone_from(&args.append);
                 config.server = Some(format!("{}:{port}", address_of(interface)?.address));
-                let mut service =
-                    BootService::start(&config, Arc::clone(&states)).context("starting the PXE service")?;
+                let tickets = Arc::clone(gate);
+                let mut service = BootService::start(&config, Arc::clone(&states), tickets)
+                    .context("starting the PXE service")?;
                 for line in service.description() {
                     log::info!("{line}");
                 }

@@ -37,6 +37,7 @@ pub fn run(lab: &Lab, tally: &mut Tally) -> Result<()> {
     tally.test("agent-outside-pid-1", || {
         let output = Command::new(&lab.binaries.agent)
             .args(["receive", "--server", "127.0.0.1:1", "--target", "/nonexistent-ka"])
+            .args(["--key", &"11".repeat(32), "--token-file", "/dev/null"])
             .output()
             .context("running ka-agent")?;
         if output.status.success() {
