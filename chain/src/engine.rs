@@ -8,7 +8,7 @@ use crate::core::relay::{Answer, Change, Relay};
 use crate::core::wave::Status;
 use crate::core::{Clock, Link, NodeId, Time};
 use crate::link::{self, Dialled, LinkId};
-use crate::node::{Command, Config, Report, Reporter, Shared, Standing};
+use crate::node::{Command, Config, Report, Reporter, Shared, Standing, Welcomed};
 use crate::seal::Seal;
 use crate::sign::Checker;
 use crate::sockets::{Child, Parent, Sent};
@@ -18,7 +18,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,34 +114,28 @@ impl Engine {
                         Change::CloseChild(_, id) => self.children.retain(|child| child.link != id),
                     }
                 }
-                self.shared.expect(self.relay.links().collect());
+                self.shared.expect(self.relay.links());
                 if let Some(parent) = &mut self.parent {
                     parent.queue(&self.relay.acknowledge_again(self.now));
                 }
             }
             Command::Dialled(id, result) => self.dialled(id, result),
-            Command::Hello(id, want, reply) => self.hello(&id, want, &reply),
-            Command::Child(id, stream) => match self.relay.child_of(&id) {
-                Some(node) => {
-                    self.children.retain(|child| child.link != id);
-                    self.children.push(Child::new(node, id, stream));
-                }
-                // The order that replaced the link came in between.
-                None => drop(stream),
-            },
-            Command::ChildFailed(id) => self.relay.child_closed(&id),
+            // Whoever asks may have gone away; it is then told nothing.
+            Command::Hello(id, want, reply) => drop(reply.send(self.relay.look(&id, want))),
+            Command::Child(welcomed) => self.welcome(*welcomed),
         }
     }
 
     fn dial(&mut self, node: NodeId, link: &Link, addresses: Vec<SocketAddr>) {
-        let (shared, id, want) = (Arc::clone(&self.shared), link.id, self.relay.end());
+        let (shared, link, want) = (Arc::clone(&self.shared), link.clone(), self.relay.end());
+        let (id, prologue) = (link.id, link::prologue(&self.config.wave, &link.id, node, self.config.me));
         log::debug!("dialling {node} for chunk {want}");
         let started = std::thread::Builder::new().name("dial".into()).spawn(move || {
-            let result = link::dial(&addresses, &id, want);
+            let result = link::dial(&addresses, &link, &prologue, want);
             shared.command(Command::Dialled(id, result));
         });
         if let Err(e) = started {
-            (self.report)(Report::Lost(link.id, format!("no thread for dialling: {e}")));
+            (self.report)(Report::Lost(id, format!("no thread for dialling: {e}")));
         }
     }
 
@@ -152,8 +145,8 @@ impl Engine {
             return;
         }
         match result {
-            Ok(Dialled::Open(stream)) => {
-                let mut parent = Parent::new(id, stream);
+            Ok(Dialled::Open(stream, session)) => {
+                let mut parent = Parent::new(id, stream, session);
                 parent.queue(&self.relay.acknowledge_again(self.now));
                 self.parent = Some(parent);
                 (self.report)(Report::Joined(id));
@@ -163,16 +156,15 @@ impl Engine {
         }
     }
 
-    fn hello(&mut self, id: &LinkId, want: u64, reply: &SyncSender<Answer>) {
-        // An old connection of the link is over when the child dials it anew.
-        self.children.retain(|child| child.link != *id);
-        let (node, answer) = self.relay.hello(id, want, self.now);
-        if let (Some(node), Answer::Lacking(oldest)) = (node, answer) {
-            log::warn!("{node} wants chunk {want}, the oldest here is {oldest}");
+    /// A child has shown that it is there: an old connection of its link is over.
+    fn welcome(&mut self, child: Welcomed) {
+        let Welcomed { link, want, stream, session, said } = child;
+        if let (Some(node), Answer::Welcome) = self.relay.hello(&link, want, self.now) {
+            self.children.retain(|child| child.link != link);
+            self.children.push(Child::new(node, link, stream, session));
+            self.relay.acknowledged(&link, &said, self.now);
         }
-        if reply.send(answer).is_err() {
-            self.relay.child_closed(id);
-        }
+        // Else an order has replaced the link meanwhile, and the child has one too.
     }
 
     /// At the head: what the source has made.

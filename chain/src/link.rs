@@ -1,16 +1,18 @@
 //! One TCP connection from a parent to its child. The child dials, names the link and says which chunk it wants next; the
 //! parent answers; then whole chunks flow down and acknowledgements up. Chunks are sealed already: the link only moves
-//! them.
+//! them. That both ends are who the server meant is shown by a Noise session with the link's secret ([`mod@noise`]).
 //!
-//! | greeting of the child | bytes | answer of the parent | bytes |
-//! |---|---|---|---|
-//! | `KADATA02` | 8 | `KADATAOK` | 8 |
-//! | id of the link | 16 | 0 welcome, 1 that chunk has left | 1 |
-//! | the chunk wanted next, little endian | 8 | the oldest chunk held, little endian | 8 |
+//! In clear go `KADATA03` and the id of the link (16 bytes), then the handshake: its first message holds the chunk that is
+//! wanted next (8 bytes, little endian), the answer one byte, 0 welcome or 1 that chunk has left, and the oldest chunk
+//! held (8 bytes). Acknowledgements are frames of the session. The first message can be repeated by somebody who heard it,
+//! so nothing changes at the parent before the child's first acknowledgement has opened.
 
 use crate::Error;
-use crate::core::Acknowledgement;
 use crate::core::relay::Answer;
+use crate::core::{Acknowledgement, Link, NodeId};
+use crate::noise::link::{LinkSecret, LinkSession};
+use crate::noise::{self, Bounded};
+use crate::seal::Wave;
 use rustix::net::sockopt;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,15 +22,11 @@ use std::time::{Duration, Instant};
 /// A handshake that takes longer is dropped.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// First bytes of a data connection, from the child.
-pub const HELLO: [u8; 8] = *b"KADATA02";
-/// The parent's answer.
-const WELCOME: [u8; 8] = *b"KADATAOK";
+pub const HELLO: [u8; 8] = *b"KADATA03";
 /// Send and receive buffers of data sockets; 1 MiB fixed was measured best.
 const SOCKET_BUFFER: usize = 1 << 20;
 /// Between the attempts to reach a parent at its several addresses.
 const STAGGER: Duration = Duration::from_millis(250);
-/// The longest acknowledgement on the wire.
-const LONGEST: usize = u16::MAX as usize;
 
 /// Names one link of one wave; random, told by the server to both ends and to nobody else.
 pub type LinkId = [u8; 16];
@@ -51,11 +49,23 @@ pub fn prepare(stream: &TcpStream) -> Result<(), Error> {
     Ok(())
 }
 
+/// Both ends of a link, the same at both: what the session is bound to.
+#[must_use]
+pub fn prologue(wave: &Wave, link: &LinkId, parent: NodeId, child: NodeId) -> Vec<u8> {
+    let mut text = HELLO.to_vec();
+    text.extend_from_slice(&wave.deployment);
+    text.extend_from_slice(&wave.number.to_le_bytes());
+    text.extend_from_slice(link);
+    text.extend_from_slice(&parent.0.to_le_bytes());
+    text.extend_from_slice(&child.0.to_le_bytes());
+    text
+}
+
 /// What came of dialling.
 #[derive(Debug)]
 pub enum Dialled {
     /// The parent sends from the chunk on that was wanted.
-    Open(TcpStream),
+    Open(TcpStream, Box<LinkSession>),
     /// That chunk has left its window; this is the oldest one there.
     Lacking(u64),
 }
@@ -65,7 +75,7 @@ pub enum Dialled {
 ///
 /// # Errors
 /// [`Error::Io`] naming the last failure.
-pub fn dial(addresses: &[SocketAddr], link: &LinkId, want: u64) -> Result<Dialled, Error> {
+pub fn dial(addresses: &[SocketAddr], link: &Link, prologue: &[u8], want: u64) -> Result<Dialled, Error> {
     let end = Instant::now() + HANDSHAKE;
     let mut last = Error::Malformed("the parent has no address".to_owned());
     let (sender, connected) = channel();
@@ -93,7 +103,7 @@ pub fn dial(addresses: &[SocketAddr], link: &LinkId, want: u64) -> Result<Dialle
                 under_way -= 1;
                 let answer = result
                     .map_err(Error::io(format!("connecting to the parent at {address}")))
-                    .and_then(|stream| greet(stream, address, link, want, end));
+                    .and_then(|stream| greet(stream, address, link, prologue, want, end));
                 match answer {
                     Ok(dialled) => return Ok(dialled),
                     Err(e) => {
@@ -115,109 +125,124 @@ pub fn dial(addresses: &[SocketAddr], link: &LinkId, want: u64) -> Result<Dialle
 fn greet(
     mut stream: TcpStream,
     address: SocketAddr,
-    link: &LinkId,
+    link: &Link,
+    prologue: &[u8],
     want: u64,
     end: Instant,
 ) -> Result<Dialled, Error> {
-    let to = |what: &str| Error::io(format!("{what} the parent at {address}"));
-    stream.set_write_timeout(Some(HANDSHAKE)).map_err(to("preparing the socket to"))?;
-    let mut hello = [0; 32];
-    hello[..8].copy_from_slice(&HELLO);
-    hello[8..24].copy_from_slice(link);
-    hello[24..].copy_from_slice(&want.to_le_bytes());
-    stream.write_all(&hello).map_err(to("greeting"))?;
-    let mut answer = [0; 17];
-    Until(&stream, end).read_exact(&mut answer).map_err(to("waiting for an answer of"))?;
-    if answer[..8] != WELCOME {
-        return Err(Error::Malformed(format!("{address} answers, but not as a parent of the chain")));
-    }
-    let mut oldest = [0; 8];
-    oldest.copy_from_slice(&answer[9..]);
-    match answer[8] {
-        0 => {
+    let mut hello = HELLO.to_vec();
+    hello.extend_from_slice(&link.id);
+    Bounded::new(&stream, end)
+        .write_all(&hello)
+        .map_err(Error::io(format!("greeting the parent at {address}")))?;
+    let secret = LinkSecret(link.secret);
+    let (session, answer) = LinkSession::initiate(&mut stream, &secret, prologue, &want.to_le_bytes(), end)
+        .map_err(|e| Error::Malformed(format!("the parent at {address}: {e}")))?;
+    match <[u8; 9]>::try_from(answer) {
+        Ok([0, ..]) => {
             prepare(&stream)?;
-            Ok(Dialled::Open(stream))
+            Ok(Dialled::Open(stream, Box::new(session)))
         }
-        1 => Ok(Dialled::Lacking(u64::from_le_bytes(oldest))),
-        other => Err(Error::Malformed(format!("the parent at {address} answers with {other}"))),
+        Ok([1, oldest @ ..]) => Ok(Dialled::Lacking(u64::from_le_bytes(oldest))),
+        _ => Err(Error::Malformed(format!("the parent at {address} answers in another way than it may"))),
     }
 }
 
-/// Reads from a socket until a moment that holds for the whole of what is read: a peer that sends a byte now and then must
-/// not hold a handshake open.
-#[derive(Debug)]
-pub struct Until<'a>(pub &'a TcpStream, pub Instant);
-
-impl Read for Until<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let left = self.1.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        self.0.set_read_timeout(Some(left))?;
-        (&mut &*self.0).read(out)
-    }
-}
-
-/// Reads the rest of a child's greeting, after [`HELLO`]: the link, and the chunk that it wants.
+/// Reads the rest of a child's greeting, after [`HELLO`]: the link.
 ///
 /// # Errors
 /// [`Error::Io`] when it does not come in time.
-pub fn read_greeting(stream: &mut impl Read) -> Result<(LinkId, u64), Error> {
-    let (mut link, mut want) = ([0; 16], [0; 8]);
-    let what = || Error::io("reading a child's greeting");
-    stream.read_exact(&mut link).map_err(what())?;
-    stream.read_exact(&mut want).map_err(what())?;
-    Ok((link, u64::from_le_bytes(want)))
+pub fn read_link(stream: &TcpStream, end: Instant) -> Result<LinkId, Error> {
+    let mut link = [0; 16];
+    Bounded::new(stream, end).read_exact(&mut link).map_err(Error::io("reading a child's greeting"))?;
+    Ok(link)
 }
 
-/// Answers a child.
+/// The parent's part of the handshake: `say` gives the answer for the chunk that the child wants. The session, and that
+/// chunk.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn answer(stream: &mut impl Write, answer: Answer) -> Result<(), Error> {
-    let (code, oldest) = match answer {
-        Answer::Welcome => (0, 0),
-        Answer::Lacking(oldest) => (1, oldest),
-        Answer::Unknown => return Err(Error::Malformed("it names no link that is expected".to_owned())),
-    };
-    let mut bytes = [0; 17];
-    bytes[..8].copy_from_slice(&WELCOME);
-    bytes[8] = code;
-    bytes[9..].copy_from_slice(&oldest.to_le_bytes());
-    stream.write_all(&bytes).map_err(Error::io("answering a child"))
+/// [`Error::Handshake`] when the child does not hold the link's secret; [`Error::Io`]; what `say` refuses.
+pub fn respond(
+    stream: &mut TcpStream,
+    link: &Link,
+    prologue: &[u8],
+    end: Instant,
+    say: impl FnOnce(u64) -> Result<Answer, Error>,
+) -> Result<(LinkSession, u64, Answer), Error> {
+    let mut said = None;
+    let secret = LinkSecret(link.secret);
+    let session = LinkSession::respond(stream, &secret, prologue, end, |payload| {
+        let want = payload
+            .try_into()
+            .map(u64::from_le_bytes)
+            .map_err(|_| Error::Malformed("a child that says something else than a chunk".to_owned()))?;
+        let answer = say(want)?;
+        said = Some((want, answer));
+        let (code, oldest) = match answer {
+            Answer::Welcome => (0, 0),
+            Answer::Lacking(oldest) => (1, oldest),
+            Answer::Unknown => return Err(Error::Malformed("it names no link that is expected".to_owned())),
+        };
+        Ok([&[code], &oldest.to_le_bytes()[..]].concat())
+    })?;
+    let (want, answer) = said.ok_or_else(|| Error::Malformed("a handshake without a question".to_owned()))?;
+    Ok((session, want, answer))
 }
 
-/// An acknowledgement on the wire: its length (2 bytes, little endian), then postcard.
+/// Waits for the child's first acknowledgement, which proves that it is there now.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Frame`], [`Error::Malformed`].
+pub fn first_acknowledgement(
+    stream: &TcpStream,
+    session: &mut LinkSession,
+    end: Instant,
+) -> Result<Acknowledgement, Error> {
+    let mut stream = Bounded::new(stream, end);
+    let what = || Error::io("reading a child's first acknowledgement");
+    let mut len = [0; 2];
+    stream.read_exact(&mut len).map_err(what())?;
+    let mut frame = vec![0; usize::from(u16::from_le_bytes(len))];
+    stream.read_exact(&mut frame).map_err(what())?;
+    parse(&session.open(&frame)?)
+}
+
+fn parse(plain: &[u8]) -> Result<Acknowledgement, Error> {
+    postcard::from_bytes(plain)
+        .map_err(|e| Error::Malformed(format!("an acknowledgement that cannot be read: {e}")))
+}
+
+/// Appends an acknowledgement to `out`: a frame of the session, postcard inside.
 ///
 /// # Errors
 /// [`Error::Malformed`] when it is too long.
-pub fn write_acknowledgement(said: &Acknowledgement, out: &mut Vec<u8>) -> Result<(), Error> {
+pub fn write_acknowledgement(
+    session: &mut LinkSession,
+    said: &Acknowledgement,
+    out: &mut Vec<u8>,
+) -> Result<(), Error> {
     let body = postcard::to_stdvec(said)
         .map_err(|e| Error::Malformed(format!("writing an acknowledgement: {e}")))?;
-    let len = u16::try_from(body.len())
-        .map_err(|_| Error::Malformed(format!("an acknowledgement of {} bytes is too long", body.len())))?;
-    out.extend_from_slice(&len.to_le_bytes());
-    out.extend_from_slice(&body);
-    Ok(())
+    session.seal(&body, out)
 }
 
 /// Takes the first whole acknowledgement out of what a child has sent so far.
 ///
 /// # Errors
-/// [`Error::Malformed`].
-pub fn read_acknowledgement(inbox: &mut Vec<u8>) -> Result<Option<Acknowledgement>, Error> {
-    let Some(len) = inbox.get(..2) else { return Ok(None) };
-    let end = 2 + usize::from(u16::from_le_bytes([len[0], len[1]]));
-    let Some(body) = inbox.get(2..end) else { return Ok(None) };
-    let said = postcard::from_bytes(body)
-        .map_err(|e| Error::Malformed(format!("an acknowledgement that cannot be read: {e}")))?;
-    inbox.drain(..end);
+/// [`Error::Frame`], [`Error::Malformed`].
+pub fn read_acknowledgement(
+    session: &mut LinkSession,
+    inbox: &mut Vec<u8>,
+) -> Result<Option<Acknowledgement>, Error> {
+    let Some((frame, used)) = noise::first_frame(inbox) else { return Ok(None) };
+    let said = parse(&session.open(frame)?)?;
+    inbox.drain(..used);
     Ok(Some(said))
 }
 
 /// The most that may wait in an inbox before it holds a whole acknowledgement.
-pub const INBOX: usize = LONGEST + 2;
+pub const INBOX: usize = noise::FRAME + 2;
 
 #[cfg(test)]
 mod tests {
@@ -226,30 +251,48 @@ mod tests {
     use proptest::prelude::*;
     use std::net::TcpListener;
 
+    fn wave() -> Wave {
+        Wave::new([1; 16], 1).unwrap()
+    }
+
+    fn secret_link() -> Link {
+        Link { id: [3; 16], secret: [9; 32] }
+    }
+
+    fn sessions() -> (LinkSession, LinkSession) {
+        let secret = LinkSecret([9; 32]);
+        let (begun, first) = crate::noise::link::Begun::new(&secret, b"x", &[0; 8]).unwrap();
+        let (parent, second) = LinkSession::answer(&secret, b"x", &first[2..], |_| Ok(vec![0; 9])).unwrap();
+        (begun.finish(&second[2..]).unwrap().0, parent)
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let (_, mut parent) = sessions();
             let mut inbox = bytes.clone();
-            while let Ok(Some(_)) = read_acknowledgement(&mut inbox) {}
-            prop_assert!(inbox.len() <= bytes.len());
-            let _ = read_greeting(&mut &bytes[..]);
+            while let Ok(Some(_)) = read_acknowledgement(&mut parent, &mut inbox) {
+                prop_assert!(false, "nobody who holds the key sent this");
+            }
+            let _ = parse(&bytes);
         }
 
         #[test]
         fn acknowledgements_pass_however_they_are_cut(
             full: bool, held in proptest::collection::vec((any::<u32>(), any::<u64>()), 0..40), cut: prop::sample::Index
         ) {
+            let (mut child, mut parent) = sessions();
             let held = held.into_iter().map(|(n, p)| (NodeId(n), p)).collect();
             let said = Acknowledgement { full, held };
             let mut wire = Vec::new();
-            write_acknowledgement(&said, &mut wire).unwrap();
-            write_acknowledgement(&said, &mut wire).unwrap();
+            write_acknowledgement(&mut child, &said, &mut wire).unwrap();
+            write_acknowledgement(&mut child, &said, &mut wire).unwrap();
             let cut = cut.index(wire.len());
             let mut inbox = Vec::new();
             let mut seen = 0;
             for piece in [&wire[..cut], &wire[cut..]] {
                 inbox.extend_from_slice(piece);
-                while let Some(read) = read_acknowledgement(&mut inbox).unwrap() {
+                while let Some(read) = read_acknowledgement(&mut parent, &mut inbox).unwrap() {
                     prop_assert_eq!(&read, &said);
                     seen += 1;
                 }
@@ -258,29 +301,59 @@ mod tests {
         }
     }
 
+    /// A parent that answers like this, once for each.
+    fn parent(answers: Vec<Answer>) -> (SocketAddr, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let end = Instant::now() + HANDSHAKE;
+                let mut hello = [0; 8];
+                Bounded::new(&stream, end).read_exact(&mut hello).unwrap();
+                assert_eq!((hello, read_link(&stream, end).unwrap()), (HELLO, [3; 16]));
+                let prologue = prologue(&wave(), &[3; 16], NodeId(1), NodeId(2));
+                let result = respond(&mut stream, &secret_link(), &prologue, end, |want| {
+                    assert_eq!(want, 5);
+                    Ok(answer)
+                });
+                said.push(match result {
+                    Ok(_) => "well".to_owned(),
+                    Err(e) => e.to_string(),
+                });
+            }
+            said
+        });
+        (address, thread)
+    }
+
     #[test]
     fn the_first_address_that_answers_wins_and_a_parent_that_nobody_is_fails_at_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let good = listener.local_addr().unwrap();
-        let refused = {
-            let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-            gone.local_addr().unwrap()
-        };
-        let parent = std::thread::spawn(move || {
-            for reply in [Answer::Welcome, Answer::Lacking(7)] {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut hello = [0; 8];
-                stream.read_exact(&mut hello).unwrap();
-                assert_eq!(hello, HELLO);
-                assert_eq!(read_greeting(&mut stream).unwrap(), ([3; 16], 5));
-                answer(&mut stream, reply).unwrap();
-            }
-        });
-        assert!(matches!(dial(&[refused, good], &[3; 16], 5), Ok(Dialled::Open(_))));
-        assert!(matches!(dial(&[good], &[3; 16], 5), Ok(Dialled::Lacking(7))));
-        parent.join().unwrap();
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = gone.local_addr().unwrap();
+        drop(gone);
+        let (good, thread) = parent(vec![Answer::Welcome, Answer::Lacking(7)]);
+        let place = prologue(&wave(), &[3; 16], NodeId(1), NodeId(2));
+        assert!(matches!(dial(&[refused, good], &secret_link(), &place, 5), Ok(Dialled::Open(..))));
+        assert!(matches!(dial(&[good], &secret_link(), &place, 5), Ok(Dialled::Lacking(7))));
+        assert_eq!(thread.join().unwrap(), ["well", "well"]);
         let start = Instant::now();
-        assert!(dial(&[refused], &[3; 16], 5).is_err() && dial(&[], &[3; 16], 5).is_err());
+        assert!(dial(&[refused], &secret_link(), &place, 5).is_err());
+        assert!(dial(&[], &secret_link(), &place, 5).is_err());
         assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn without_the_secret_or_in_another_place_there_is_no_link() {
+        let (address, thread) = parent(vec![Answer::Welcome, Answer::Welcome]);
+        let place = prologue(&wave(), &[3; 16], NodeId(1), NodeId(2));
+        let guessed = Link { secret: [8; 32], ..secret_link() };
+        assert!(dial(&[address], &guessed, &place, 5).is_err());
+        let elsewhere = prologue(&wave(), &[3; 16], NodeId(1), NodeId(3));
+        assert!(dial(&[address], &secret_link(), &elsewhere, 5).is_err());
+        for said in thread.join().unwrap() {
+            assert!(said.contains("secret"), "{said}");
+        }
     }
 }

@@ -5,15 +5,17 @@
 use crate::buffer::Pool;
 use crate::core::relay::{Answer, Limits};
 use crate::core::wave::Status;
-use crate::core::{HEAD, NodeId, Place};
+use crate::core::{Acknowledgement, HEAD, Link, NodeId, Place};
 use crate::engine::Engine;
-use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId, Until};
+use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId};
+use crate::noise::Bounded;
+use crate::noise::link::LinkSession;
 use crate::seal::{Seal, Wave};
 use crate::sign::PublicKey;
 use crate::store::{Cursor, Store};
 use crate::stream::{EndRecord, StreamReader};
 use crate::{CHUNK, Error};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -67,12 +69,20 @@ pub(crate) enum Command {
     /// A new place, and where the parent listens.
     Place(Place, Vec<SocketAddr>),
     Dialled(LinkId, Result<Dialled, Error>),
-    /// A child names its link and what it wants.
+    /// A child names its link and what it wants; nothing changes yet.
     Hello(LinkId, u64, SyncSender<Answer>),
-    /// It was answered and takes chunks.
-    Child(LinkId, TcpStream),
-    /// It was not.
-    ChildFailed(LinkId),
+    /// It was answered, has shown that it is there, and takes chunks.
+    Child(Box<Welcomed>),
+}
+
+/// A child after its handshake.
+#[derive(Debug)]
+pub(crate) struct Welcomed {
+    pub link: LinkId,
+    pub want: u64,
+    pub stream: TcpStream,
+    pub session: LinkSession,
+    pub said: Acknowledgement,
 }
 
 /// Counters of what came in.
@@ -105,8 +115,10 @@ pub struct Standing {
 pub(crate) struct Shared {
     pub store: Arc<Store>,
     commands: Mutex<VecDeque<Command>>,
-    /// Links on which children may come.
-    expected: Mutex<BTreeSet<LinkId>>,
+    /// Links on which children may come, and which child.
+    expected: Mutex<BTreeMap<LinkId, (NodeId, Link)>>,
+    me: NodeId,
+    wave: Wave,
     arrived: Condvar,
     pub standing: Mutex<Standing>,
     pub received: Received,
@@ -140,7 +152,7 @@ impl Shared {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn expect(&self, links: BTreeSet<LinkId>) {
+    pub(crate) fn expect(&self, links: BTreeMap<LinkId, (NodeId, Link)>) {
         *lock(&self.expected) = links;
         self.arrived.notify_all();
     }
@@ -231,7 +243,7 @@ impl Handle {
         let started = std::thread::Builder::new().name("greet".into()).spawn(move || {
             let mut hello = [0; 8];
             let end = Instant::now() + HANDSHAKE;
-            match Until(&stream, end).read_exact(&mut hello) {
+            match Bounded::new(&stream, end).read_exact(&mut hello) {
                 Ok(()) if hello == HELLO => handle.serve(stream, from),
                 Ok(()) => handle.0.stray(from, "it is not a child"),
                 Err(e) => handle.0.stray(from, &e.to_string()),
@@ -253,33 +265,34 @@ impl Handle {
 
     fn greet(&self, mut stream: TcpStream) -> Result<(), Error> {
         let end = Instant::now() + HANDSHAKE;
-        let (link, want) = link::read_greeting(&mut Until(&stream, end))?;
+        let id = link::read_link(&stream, end)?;
         // A child may be quicker than the order that names its link.
         let mut expected = lock(&self.0.expected);
-        while !expected.contains(&link) {
+        let (child, link) = loop {
+            if let Some(found) = expected.get(&id) {
+                break found.clone();
+            }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || self.0.is_stopped() {
                 return Err(Error::Malformed("it names no link that is expected".to_owned()));
             }
             expected = self.0.arrived.wait_timeout(expected, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        };
         drop(expected);
-        let (reply, answer) = sync_channel(1);
-        self.0.command(Command::Hello(link, want, reply));
-        let given = answer
-            .recv_timeout(HANDSHAKE)
-            .map_err(|_| Error::Stopped("the place in the chain is given up".to_owned()))?;
-        let greeted = stream
-            .set_write_timeout(Some(HANDSHAKE))
-            .map_err(Error::io("preparing a child's socket"))
-            .and_then(|()| link::answer(&mut stream, given))
-            .and_then(|()| link::prepare(&stream));
-        match (&greeted, given) {
-            (Ok(()), Answer::Welcome) => self.0.command(Command::Child(link, stream)),
-            (Ok(()), _) => {}
-            (Err(_), _) => self.0.command(Command::ChildFailed(link)),
+        let prologue = link::prologue(&self.0.wave, &id, self.0.me, child);
+        let (mut session, want, answer) = link::respond(&mut stream, &link, &prologue, end, |want| {
+            let (reply, answer) = sync_channel(1);
+            self.0.command(Command::Hello(id, want, reply));
+            answer
+                .recv_timeout(HANDSHAKE)
+                .map_err(|_| Error::Stopped("the place in the chain is given up".to_owned()))
+        })?;
+        if answer == Answer::Welcome {
+            let said = link::first_acknowledgement(&stream, &mut session, end)?;
+            link::prepare(&stream)?;
+            self.0.command(Command::Child(Box::new(Welcomed { link: id, want, stream, session, said })));
         }
-        greeted
+        Ok(())
     }
 }
 
@@ -332,6 +345,8 @@ impl Node {
             store,
             commands: Mutex::default(),
             expected: Mutex::default(),
+            me: config.me,
+            wave: config.wave.clone(),
             arrived: Condvar::new(),
             standing: Mutex::default(),
             received: Received::default(),

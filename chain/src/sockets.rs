@@ -6,6 +6,7 @@ use crate::buffer::{Buffer, Pool};
 use crate::chunk::{HEADER, Header, Sealed};
 use crate::core::{Acknowledgement, NodeId};
 use crate::link::{self, LinkId};
+use crate::noise::link::LinkSession;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub(crate) struct Parent {
     /// Bytes of the header, then of the body, that have come.
     got: usize,
     body: Option<(Header, Buffer)>,
+    session: Box<LinkSession>,
     out: Vec<u8>,
 }
 
@@ -26,8 +28,8 @@ fn closed() -> Error {
 }
 
 impl Parent {
-    pub(crate) fn new(link: LinkId, stream: TcpStream) -> Self {
-        Self { link, stream, header: [0; HEADER], got: 0, body: None, out: Vec::new() }
+    pub(crate) fn new(link: LinkId, stream: TcpStream, session: Box<LinkSession>) -> Self {
+        Self { link, stream, header: [0; HEADER], got: 0, body: None, session, out: Vec::new() }
     }
 
     /// The next whole chunk; none when the rest of it has not come yet.
@@ -76,7 +78,7 @@ impl Parent {
     /// everything is said again each second.
     pub(crate) fn queue(&mut self, said: &Acknowledgement) {
         if self.out.len() <= link::INBOX
-            && let Err(e) = link::write_acknowledgement(said, &mut self.out)
+            && let Err(e) = link::write_acknowledgement(&mut self.session, said, &mut self.out)
         {
             log::error!("{e}");
         }
@@ -117,6 +119,7 @@ pub(crate) struct Child {
     pub stream: TcpStream,
     sending: Option<Sending>,
     blocked: bool,
+    session: LinkSession,
     inbox: Vec<u8>,
 }
 
@@ -127,8 +130,8 @@ struct Sending {
 }
 
 impl Child {
-    pub(crate) fn new(node: NodeId, link: LinkId, stream: TcpStream) -> Self {
-        Self { node, link, stream, sending: None, blocked: false, inbox: Vec::new() }
+    pub(crate) fn new(node: NodeId, link: LinkId, stream: TcpStream, session: LinkSession) -> Self {
+        Self { node, link, stream, sending: None, blocked: false, session, inbox: Vec::new() }
     }
 
     /// Whether the next chunk may be begun.
@@ -191,7 +194,7 @@ impl Child {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Error::io("reading from the child")(e)),
             }
-            while let Some(one) = link::read_acknowledgement(&mut self.inbox)? {
+            while let Some(one) = link::read_acknowledgement(&mut self.session, &mut self.inbox)? {
                 said.push(one);
             }
             if self.inbox.len() > link::INBOX || said.len() > 64 {

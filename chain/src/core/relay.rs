@@ -289,9 +289,20 @@ impl Relay {
             .map(|(node, child)| (*node, &child.link))
     }
 
-    /// The links on which children may come.
-    pub fn links(&self) -> impl Iterator<Item = LinkId> {
-        self.children.values().map(|child| child.link.id)
+    /// The links on which children may come, and which child.
+    #[must_use]
+    pub fn links(&self) -> BTreeMap<LinkId, (NodeId, Link)> {
+        self.children.iter().map(|(node, child)| (child.link.id, (*node, child.link.clone()))).collect()
+    }
+
+    /// What [`Relay::hello`] would answer; nothing changes.
+    #[must_use]
+    pub fn look(&self, link: &LinkId, want: u64) -> Answer {
+        match self.child_of(link) {
+            None => Answer::Unknown,
+            Some(_) if want < self.first => Answer::Lacking(self.first),
+            Some(_) => Answer::Welcome,
+        }
     }
 
     /// Whether there is something to acknowledge that waits only for its time.
