@@ -40,8 +40,8 @@ pub enum Mutation {
     NoRedial,
     /// What the ancestor lacks is not fetched from the server.
     NoHistory,
-    /// The server's history forgets what an orphan is being given from it.
-    HistoryNotPinned,
+    /// The server's history goes as soon as an orphan needs it.
+    HistoryForgets,
     /// An orphan that caught up stays with the server.
     StayWithServer,
     /// Silence of a node is never noticed.
@@ -101,7 +101,7 @@ pub const ALL: [Mutation; 37] = [
     Mutation::WaitForDead,
     Mutation::NoRedial,
     Mutation::NoHistory,
-    Mutation::HistoryNotPinned,
+    Mutation::HistoryForgets,
     Mutation::StayWithServer,
     Mutation::NeverDead,
     Mutation::PauseKills,

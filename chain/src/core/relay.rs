@@ -455,12 +455,11 @@ impl Relay {
         }
         // The history goes when it is too long, but for what a child is being given from it.
         let lowest = self.children.keys().map(|node| self.held.get(node).copied().unwrap_or_default()).min();
-        let pinned = if is_planted(Mutation::HistoryNotPinned) || self.me != HEAD {
-            self.base
-        } else {
-            lowest.unwrap_or(self.base)
-        };
-        while self.first < self.base && self.first < pinned && self.stored - self.duty > self.limits.history {
+        let lowest = lowest.unwrap_or(self.base);
+        let forgets = is_planted(Mutation::HistoryForgets) && lowest < self.base;
+        let pinned = if self.me != HEAD || forgets { self.base } else { lowest };
+        let history = if forgets { 0 } else { self.limits.history };
+        while self.first < self.base && self.first < pinned && self.stored - self.duty > history {
             let Some(size) = self.sizes.pop_front() else { break };
             self.stored -= size as usize;
             self.first += 1;

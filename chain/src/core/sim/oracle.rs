@@ -125,20 +125,27 @@ impl World {
         self.wave.parent(node) == Some(NodeId(0))
     }
 
-    /// How long a node has been silent by its own fault, when that ended just now or goes on.
+    /// ms by which the server's knowledge of a node lags behind.
+    fn lag_of(&self, node: usize) -> u64 {
+        LAG + self.wires[node].delay + self.wires[node].slow.1
+    }
+
+    /// How long a node has been silent by its own fault, when that goes on or ended just now, or while the server stood
+    /// still until just now.
     fn silent_for(&self, node: usize) -> u64 {
-        let slack = LAG + self.wires[node].slow.1;
-        let mut from = self.now;
+        let paused = |(_, until): &&(u64, u64)| *until + LAG >= self.now;
+        let looked = self.hosts[0].silences.iter().filter(paused).map(|(since, _)| *since).min();
+        let mut from = looked.unwrap_or(self.now).min(self.now);
         let mut silences = self.hosts[node].silences.clone();
         silences.sort_unstable();
-        let mut length = 0;
+        let mut over = 0;
         for (since, until) in silences.into_iter().rev() {
-            if until.saturating_add(slack) >= from {
-                length = self.now - since;
+            if until.saturating_add(self.lag_of(node)) >= from {
                 from = from.min(since);
+                over = over.max(until.min(self.now));
             }
         }
-        length
+        over.saturating_sub(from)
     }
 
     /// Nobody is declared dead who is not.
@@ -146,7 +153,7 @@ impl World {
         let killed = matches!(self.hosts[node].state, State::Killed | State::Left);
         let dead_after = self.plan.settings.dead_after.as_millis() as u64;
         let silent = self.silent_for(node);
-        if !killed && silent + LAG + self.wires[node].slow.1 < dead_after {
+        if !killed && silent + self.lag_of(node) < dead_after {
             let text = format!("node {node} is declared dead ({why}) and was silent for {silent} ms");
             self.oracle.fail(self.now, text);
         }
