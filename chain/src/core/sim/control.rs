@@ -116,7 +116,7 @@ impl World {
                 && let Some((_, message)) = self.wires[node].to_server.pop_front()
             {
                 if self.wires[node].open {
-                    self.serve(node, message);
+                    self.serve(node, &message);
                 }
             }
         }
@@ -145,24 +145,24 @@ impl World {
         }
     }
 
-    fn serve(&mut self, node: usize, message: ToServer) {
+    fn serve(&mut self, node: usize, message: &ToServer) {
         let (id, now) = (NodeId(node as u32), self.hosts[0].time);
         let actions = match message {
             ToServer::Pong => {
                 self.wave.heard(id, now);
                 return;
             }
-            ToServer::Status(status) => self.wave.status(id, status, now),
+            ToServer::Status(status) => self.wave.status(id, *status, now),
             ToServer::Joined(link) => {
-                self.wave.joined(id, &link, now);
+                self.wave.joined(id, link, now);
                 return;
             }
-            ToServer::Lost(link) => self.wave.lost(id, &link, now),
+            ToServer::Lost(link) => self.wave.lost(id, link, now),
             ToServer::Lacking(link, oldest) => {
-                self.check_lacking(node, &link);
-                self.wave.lacking(id, &link, oldest, now)
+                self.check_lacking(node, link);
+                self.wave.lacking(id, link, *oldest, now)
             }
-            ToServer::Silent(child, link) => self.wave.silent_link(child, &link, now),
+            ToServer::Silent(child, link) => self.wave.silent_link(*child, link, now),
             ToServer::Ended => {
                 self.wave.ended(id);
                 return;

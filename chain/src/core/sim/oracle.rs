@@ -51,8 +51,8 @@ impl Oracle {
         }
     }
 
-    pub(super) fn fail(&mut self, now: u64, text: String) {
-        self.violation.get_or_insert(format!("at {now} ms: {text}"));
+    pub(super) fn fail(&mut self, now: u64, text: impl std::fmt::Display) {
+        self.violation.get_or_insert_with(|| format!("at {now} ms: {text}"));
     }
 
     pub(super) fn ordered(&mut self, host: usize, place: &Place, now: u64) {
