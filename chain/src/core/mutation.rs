@@ -40,6 +40,8 @@ pub enum Mutation {
     NoRedial,
     /// What the ancestor lacks is not fetched from the server.
     NoHistory,
+    /// The server's history goes as soon as an orphan needs it.
+    HistoryForgets,
     /// An orphan that caught up stays with the server.
     StayWithServer,
     /// Silence of a node is never noticed.
@@ -52,8 +54,7 @@ pub enum Mutation {
     SilentLinkStays,
     /// A node whose disk is stuck is never noticed.
     NeverStuck,
-    /// A word that was under way when a link was lost counts as a sign of life of a dead parent. Random schedules meet it
-    /// too seldom (not once in 10,000): a test of [`super::wave`] plants it.
+    /// A word that was under way when a link was lost counts as a sign of life of a dead parent.
     JudgeAtOnce,
     /// What the history lacks is not asked for of those above the ancestor.
     HistoryOnly,
@@ -79,9 +80,9 @@ pub enum Mutation {
     SlowIsStuck,
 }
 
-/// Those that the simulator must find.
+/// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 35] = [
+pub const ALL: [Mutation; 37] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -100,12 +101,14 @@ pub const ALL: [Mutation; 35] = [
     Mutation::WaitForDead,
     Mutation::NoRedial,
     Mutation::NoHistory,
+    Mutation::HistoryForgets,
     Mutation::StayWithServer,
     Mutation::NeverDead,
     Mutation::PauseKills,
     Mutation::FullIsDead,
     Mutation::SilentLinkStays,
     Mutation::NeverStuck,
+    Mutation::JudgeAtOnce,
     Mutation::HistoryOnly,
     Mutation::OnlyChunksCount,
     Mutation::LetGoOneMore,

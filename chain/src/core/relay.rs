@@ -482,7 +482,10 @@ impl Relay {
             self.base += 1;
         }
         // The history goes when it is too long. While a child is being given from it `base` stands still, and so does this.
-        while self.first < self.base && self.stored - self.duty > self.limits.history {
+        let orphan =
+            || self.children.keys().any(|node| self.held.get(node).copied().unwrap_or_default() < self.base);
+        let history = if is_planted(Mutation::HistoryForgets) && orphan() { 0 } else { self.limits.history };
+        while self.first < self.base && self.stored - self.duty > history {
             let Some(size) = self.sizes.pop_front() else { break };
             self.stored -= size as usize;
             self.first += 1;

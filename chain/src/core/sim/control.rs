@@ -35,6 +35,8 @@ pub(super) enum ToServer {
 pub(super) struct Wire {
     to_node: VecDeque<(u64, ToNode)>,
     to_server: VecDeque<(u64, ToServer)>,
+    /// The most that a message takes, in ms.
+    pub(super) delay: u64,
     /// Slower until, by so many ms.
     pub(super) slow: (u64, u64),
     /// The server's end is open.
@@ -47,10 +49,11 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(delay: u64) -> Self {
         Self {
             to_node: VecDeque::new(),
             to_server: VecDeque::new(),
+            delay,
             slow: (0, 0),
             open: true,
             next_ping: 0,
@@ -67,7 +70,7 @@ impl World {
     fn control_arrival(&mut self, node: usize) -> u64 {
         let (until, extra) = self.wires[node].slow;
         let slow = if self.now < until { extra } else { 0 };
-        self.now + self.chance.within(0, 30) + slow
+        self.now + self.chance.within(0, self.wires[node].delay) + slow
     }
 
     pub(super) fn tell(&mut self, node: usize, message: ToNode) {
@@ -113,7 +116,7 @@ impl World {
                 && let Some((_, message)) = self.wires[node].to_server.pop_front()
             {
                 if self.wires[node].open {
-                    self.serve(node, message);
+                    self.serve(node, &message);
                 }
             }
         }
@@ -142,24 +145,24 @@ impl World {
         }
     }
 
-    fn serve(&mut self, node: usize, message: ToServer) {
+    fn serve(&mut self, node: usize, message: &ToServer) {
         let (id, now) = (NodeId(node as u32), self.hosts[0].time);
         let actions = match message {
             ToServer::Pong => {
                 self.wave.heard(id, now);
                 return;
             }
-            ToServer::Status(status) => self.wave.status(id, status, now),
+            ToServer::Status(status) => self.wave.status(id, *status, now),
             ToServer::Joined(link) => {
-                self.wave.joined(id, &link, now);
+                self.wave.joined(id, link, now);
                 return;
             }
-            ToServer::Lost(link) => self.wave.lost(id, &link, now),
+            ToServer::Lost(link) => self.wave.lost(id, link, now),
             ToServer::Lacking(link, oldest) => {
-                self.check_lacking(node, &link);
-                self.wave.lacking(id, &link, oldest, now)
+                self.check_lacking(node, link);
+                self.wave.lacking(id, link, *oldest, now)
             }
-            ToServer::Silent(child, link) => self.wave.silent_link(child, &link, now),
+            ToServer::Silent(child, link) => self.wave.silent_link(*child, link, now),
             ToServer::Ended => {
                 self.wave.ended(id);
                 return;

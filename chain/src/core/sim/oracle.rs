@@ -4,7 +4,6 @@ use super::plan::EVER;
 use super::world::{State, World};
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
-use std::fmt::Display;
 
 /// ms by which the server's knowledge of a node lags behind: half a second between two reports, a delay, a tick.
 const LAG: u64 = 1_100;
@@ -52,8 +51,8 @@ impl Oracle {
         }
     }
 
-    pub(super) fn fail(&mut self, now: u64, text: impl Display) {
-        self.violation.get_or_insert(format!("at {now} ms: {text}"));
+    pub(super) fn fail(&mut self, now: u64, text: impl std::fmt::Display) {
+        self.violation.get_or_insert_with(|| format!("at {now} ms: {text}"));
     }
 
     pub(super) fn ordered(&mut self, host: usize, place: &Place, now: u64) {
@@ -126,20 +125,27 @@ impl World {
         self.wave.parent(node) == Some(NodeId(0))
     }
 
-    /// How long a node has been silent by its own fault, when that ended just now or goes on.
+    /// ms by which the server's knowledge of a node lags behind.
+    fn lag_of(&self, node: usize) -> u64 {
+        LAG + self.wires[node].delay + self.wires[node].slow.1
+    }
+
+    /// How long a node has been silent by its own fault, when that goes on or ended just now, or while the server stood
+    /// still until just now.
     fn silent_for(&self, node: usize) -> u64 {
-        let slack = LAG + self.wires[node].slow.1;
-        let mut from = self.now;
+        let paused = |(_, until): &&(u64, u64)| *until + LAG >= self.now;
+        let looked = self.hosts[0].silences.iter().filter(paused).map(|(since, _)| *since).min();
+        let mut from = looked.unwrap_or(self.now).min(self.now);
         let mut silences = self.hosts[node].silences.clone();
         silences.sort_unstable();
-        let mut length = 0;
+        let mut over = 0;
         for (since, until) in silences.into_iter().rev() {
-            if until.saturating_add(slack) >= from {
-                length = self.now - since;
+            if until.saturating_add(self.lag_of(node)) >= from {
                 from = from.min(since);
+                over = over.max(until.min(self.now));
             }
         }
-        length
+        over.saturating_sub(from)
     }
 
     /// Nobody is declared dead who is not.
@@ -147,7 +153,7 @@ impl World {
         let killed = matches!(self.hosts[node].state, State::Killed | State::Left);
         let dead_after = self.plan.settings.dead_after.as_millis() as u64;
         let silent = self.silent_for(node);
-        if !killed && silent + LAG + self.wires[node].slow.1 < dead_after {
+        if !killed && silent + self.lag_of(node) < dead_after {
             let text = format!("node {node} is declared dead ({why}) and was silent for {silent} ms");
             self.oracle.fail(self.now, text);
         }

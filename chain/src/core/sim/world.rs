@@ -138,10 +138,11 @@ impl World {
         let hosts: Vec<Host> = (0..=plan.nodes).map(host).collect();
         let most = (CHUNK + 64) as u64;
         let sizes = (0..plan.total).map(|_| chance.within(plan.least_size as u64, most) as u32).collect();
+        let wires = (0..=plan.nodes).map(|_| Wire::new(chance.pick(&[30, 30, 30, 400]))).collect();
         let wave = Wave::new(plan.settings, plan.nodes as u32, [7; 32], Time::ZERO);
         let mut world = Self {
             oracle: Oracle::new(plan.nodes),
-            wires: (0..=plan.nodes).map(|_| Wire::new()).collect(),
+            wires,
             now: 0,
             events: BinaryHeap::new(),
             count: 0,
