@@ -3,16 +3,18 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+mod programs;
 #[path = "chain/trust.rs"]
 mod trust;
 
 use ka_archive::testing::{SOCKET, compare_with_rsync, difference, hard_cases, listing};
+use programs::{agent_program, server_program};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// No test here may take longer.
@@ -24,26 +26,6 @@ fn root() -> bool {
         eprintln!("SKIPPED: not root");
     }
     root
-}
-
-fn server_program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_ka-server"))
-}
-
-/// `ka-agent` of the same build. A test of the whole workspace has made it, for the agent's own tests; when only this
-/// package is tested and it was never built, that is done here (and an old one is taken as it is).
-fn agent_program() -> PathBuf {
-    static BUILD: Once = Once::new();
-    let program = server_program().with_file_name("ka-agent");
-    BUILD.call_once(|| {
-        if !program.exists() {
-            let status =
-                Command::new(env!("CARGO")).args(["build", "-q", "-p", "ka-agent"]).status().unwrap();
-            assert!(status.success(), "building ka-agent");
-        }
-    });
-    assert!(program.exists(), "{} is not there", program.display());
-    program
 }
 
 /// A program under test: its standard error is kept, and it is killed when the test ends.

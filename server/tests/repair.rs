@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+mod programs;
+
 use ka_sys::process::run;
+use programs::{agent_program, server_program};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// MiB of the stream; it takes at least [`STREAM`] seconds.
@@ -28,24 +31,6 @@ fn possible() -> bool {
         println!("SKIPPED: needs root and iproute2");
     }
     root && ip
-}
-
-fn server_program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_ka-server"))
-}
-
-/// `ka-agent` of the same build; see `chain.rs`.
-fn agent_program() -> PathBuf {
-    static BUILD: Once = Once::new();
-    let program = server_program().with_file_name("ka-agent");
-    BUILD.call_once(|| {
-        if !program.exists() {
-            let status =
-                Command::new(env!("CARGO")).args(["build", "-q", "-p", "ka-agent"]).status().unwrap();
-            assert!(status.success(), "building ka-agent");
-        }
-    });
-    program
 }
 
 struct Program {

@@ -280,15 +280,6 @@ impl Relay {
         self.children.get(&child).map(|child| &child.link)
     }
 
-    /// The link over which a child is expected.
-    #[must_use]
-    pub fn expected(&self, link: &LinkId) -> Option<(NodeId, &Link)> {
-        self.children
-            .iter()
-            .find(|(_, child)| child.link.id == *link)
-            .map(|(node, child)| (*node, &child.link))
-    }
-
     /// The links on which children may come, and which child.
     #[must_use]
     pub fn links(&self) -> BTreeMap<LinkId, (NodeId, Link)> {

@@ -269,15 +269,8 @@ impl Wave {
         self.sync()
     }
 
-    /// A parent has sent chunks to a child and heard nothing for too long, though the child does not say that it is full.
-    /// [`Wave::silent_link`] is better: this one may speak of a link that was replaced meanwhile.
-    pub fn silent_child(&mut self, parent: NodeId, child: NodeId, now: Time) -> Vec<Action> {
-        let Some(member) = self.living(child).filter(|m| m.parent == parent) else { return Vec::new() };
-        let link = member.link.id;
-        self.silent_link(child, &link, now)
-    }
-
-    /// The same, by the name of the link.
+    /// A parent has sent chunks to a child over this link and heard nothing for too long, though the child does not say that
+    /// it is full.
     pub fn silent_link(&mut self, child: NodeId, link: &LinkId, now: Time) -> Vec<Action> {
         let Some(member) = self.living(child) else { return Vec::new() };
         // The child was not heard: it is its parent that speaks.

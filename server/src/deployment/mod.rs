@@ -300,9 +300,9 @@ impl Run<'_> {
             Action::Say(text) => display.say(&text),
             Action::Feed(wave, signer) => {
                 if let Err(e) = self.start_feeding(&wave, signer) {
-                    display.say(&format!("SENDING FAILED: {e:#}"));
-                    let failed = self.deployment.fed(Err(format!("{e:#}")));
-                    debug_assert!(failed.len() == 1);
+                    for action in self.deployment.fed(Err(format!("{e:#}"))) {
+                        self.perform(action, display);
+                    }
                 }
             }
             Action::Head(place) => {
