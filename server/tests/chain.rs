@@ -8,7 +8,7 @@ mod programs;
 mod trust;
 
 use ka_archive::testing::{SOCKET, compare_with_rsync, difference, hard_cases, listing};
-use programs::{agent_program, server_program};
+use programs::{agent_program, key_in, make_token, server_program};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -114,8 +114,7 @@ impl Deployment {
         let server = Running::start(command);
         let line = server.wait_line("listening on TCP port");
         let port = line.split("port ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-        let line = server.wait_line("this server's key is");
-        let key = line.split("key is ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        let key = key_in(&server.wait_line("this server's key is"));
         Self { server, port, key, agents: Vec::new(), folder }
     }
 
@@ -161,21 +160,6 @@ impl Deployment {
         }
         text
     }
-}
-
-/// A token for deployments whose state is in `folder`, in a file there.
-fn make_token(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
-    let path = folder.join(name);
-    let mut command = Command::new(server_program());
-    command
-        .arg("token")
-        .args(options)
-        .arg("--output")
-        .arg(&path)
-        .arg("--state")
-        .arg(folder.join("nodes.json"));
-    assert!(command.status().unwrap().success());
-    path
 }
 
 fn layout(folder: &Path) -> PathBuf {

@@ -6,7 +6,7 @@
 mod programs;
 
 use ka_sys::process::run;
-use programs::{agent_program, server_program};
+use programs::{agent_program, key_in, make_token, server_program};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -137,6 +137,7 @@ impl Lab {
     }
 
     fn start(&mut self, nodes: usize, options: &[&str]) {
+        let token = make_token(self.folder.path(), "token", &["--shared"]);
         let layout = self.folder.path().join("layout.toml");
         let text = "version = 1\n[[disk]]\nname = \"system\"\ntable = \"gpt\"\n[[partition]]\ntype = \"linux\"\n\
                     size = \"fill\"\nformat = { fs = \"ext4\" }\nmount = { path = \"/\" }\n";
@@ -161,10 +162,14 @@ impl Lab {
             .args(options);
         let server = Program::start(command);
         server.wait_for("listening on TCP port");
+        server.wait_for("this server's key is ");
+        let key = key_in(&server.text());
         for n in 1..=nodes {
             let mut command = self.inside(n, &agent_program());
             command
-                .args(["receive", "--server", "10.77.0.1:5757", "--name", &format!("n{n}")])
+                .args(["receive", "--server", "10.77.0.1:5757", "--name", &format!("n{n}"), "--key", &key])
+                .arg("--token-file")
+                .arg(&token)
                 .args(["--sink-cmd", &format!("sha256sum > {}", self.sum_of(n).display())]);
             self.nodes.push(Program::start(command));
         }

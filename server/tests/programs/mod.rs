@@ -1,6 +1,6 @@
-//! Where the programs under test are.
+//! Where the programs under test are, and what a node must be given to be let in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
@@ -23,4 +23,25 @@ pub fn agent_program() -> PathBuf {
     });
     assert!(program.exists(), "{} is not there", program.display());
     program
+}
+
+/// A token for deployments whose state is in `folder`, in a file there.
+pub fn make_token(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
+    let path = folder.join(name);
+    let mut command = Command::new(server_program());
+    command
+        .arg("token")
+        .args(options)
+        .arg("--output")
+        .arg(&path)
+        .arg("--state")
+        .arg(folder.join("nodes.json"));
+    assert!(command.status().unwrap().success());
+    path
+}
+
+/// The server's key in what it says at its start.
+pub fn key_in(text: &str) -> String {
+    let (_, after) = text.split_once("this server's key is ").unwrap();
+    after.split_whitespace().next().unwrap().to_owned()
 }
