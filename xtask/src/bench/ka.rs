@@ -15,6 +15,12 @@ pub const PORT: u16 = 5757;
 /// What the server writes when the wave begins.
 pub const BEGINS: &str = "starting with";
 
+/// Names of files in a run's folder; tokens are kept beside the state.
+const STATE_FILE: &str = "nodes.json";
+const TOKEN_FILE: &str = "token";
+/// What `ka-server init` calls the secret key.
+const KEY_FILE: &str = "server.key";
+
 /// The two programs.
 #[derive(Debug, Clone)]
 pub struct Ka {
@@ -24,6 +30,15 @@ pub struct Ka {
     agent_help: String,
     server_help: String,
     layout: PathBuf,
+    /// The server's key pair, unless this version knows none.
+    keys: Option<Keys>,
+}
+
+/// Where the server's key is, and what the nodes must know of it.
+#[derive(Debug, Clone)]
+struct Keys {
+    file: PathBuf,
+    public: String,
 }
 
 /// What a node does with the stream.
@@ -46,12 +61,22 @@ impl Ka {
         };
         let layout = dir.join("layout.toml");
         std::fs::write(&layout, golden::LAYOUT).with_context(|| format!("writing {}", layout.display()))?;
+        let server_help = help(server, "deploy")?;
+        let keys = if knows(&server_help, "--key-file") {
+            let folder = dir.join("keys");
+            let words = ["init", "--force", "--dir", &folder.to_string_lossy()];
+            let public = run::output(&server.to_string_lossy(), &words).context("making the server's key")?;
+            Some(Keys { file: folder.join(KEY_FILE), public: public.trim().to_owned() })
+        } else {
+            None
+        };
         Ok(Self {
             agent: agent.to_path_buf(),
             server: server.to_path_buf(),
             agent_help: help(agent, "receive")?,
-            server_help: help(server, "deploy")?,
+            server_help,
             layout,
+            keys,
         })
     }
 
@@ -72,7 +97,9 @@ impl Ka {
     }
 
     /// `ka-server deploy` at the head, its files in `dir`; `trust_nodes` as the option.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When no token can be made for the nodes.
     pub fn server(
         &self,
         net: &Net,
@@ -80,15 +107,23 @@ impl Ka {
         trust_nodes: bool,
         receivers: usize,
         dir: &Path,
-    ) -> Command {
+    ) -> Result<Command> {
         let mut command = net.command(0, &self.server);
+        if let Some(keys) = &self.keys {
+            command.arg("--key-file").arg(&keys.file);
+            let mut token = Command::new(&self.server);
+            token.args(["token", "--shared", "--output"]).arg(dir.join(TOKEN_FILE));
+            token.arg("--state").arg(dir.join(STATE_FILE));
+            let status = token.status().context("starting ka-server token")?;
+            anyhow::ensure!(status.success(), "ka-server token ended with {status}");
+        }
         command
             .args(["deploy", "--listen", &format!("{}:{PORT}", address(0))])
             .args(["--nodes", &receivers.to_string()])
             .arg("--layout")
             .arg(&self.layout)
             .arg("--state")
-            .arg(dir.join("nodes.json"))
+            .arg(dir.join(STATE_FILE))
             .arg("--log-dir")
             .arg(dir.join("nodes"));
         match &source.tree {
@@ -106,7 +141,7 @@ impl Ka {
         if trust_nodes {
             command.arg("--trust-nodes");
         }
-        command
+        Ok(command)
     }
 
     /// Whether the server reads the stream from its standard input.
@@ -115,9 +150,9 @@ impl Ka {
         source.tree.is_none() && knows(&self.server_help, "--source-file")
     }
 
-    /// `ka-agent receive` at a node.
+    /// `ka-agent receive` at a node, with the token that [`Ka::server`] left in `dir`.
     #[must_use]
-    pub fn agent(&self, net: &Net, node: usize, sink: Sink) -> Command {
+    pub fn agent(&self, net: &Net, node: usize, sink: Sink, dir: &Path) -> Command {
         let mut command = net.command(node, &self.agent);
         command.args([
             "receive",
@@ -126,6 +161,9 @@ impl Ka {
             "--name",
             &format!("n{node}"),
         ]);
+        if let Some(keys) = &self.keys {
+            command.args(["--key", &keys.public, "--token-file"]).arg(dir.join(TOKEN_FILE));
+        }
         match sink {
             Sink::Discard if knows(&self.agent_help, "--discard") => command.arg("--discard"),
             Sink::Discard => command.args(["--sink-cmd", "exec cat >/dev/null"]),

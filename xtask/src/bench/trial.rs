@@ -102,7 +102,7 @@ impl Running {
     ) -> Result<Self> {
         let receivers = contender.receivers(stage.net.receivers());
         let trust_nodes = contender == Contender::KaTrustNodes;
-        let mut command = stage.ka.server(stage.net, source, trust_nodes, receivers, dir);
+        let mut command = stage.ka.server(stage.net, source, trust_nodes, receivers, dir)?;
         let (input, stdin) = if stage.ka.reads_standard_input(source) {
             let (input, stdin) = input(source)?;
             (Some(input), stdin)
@@ -115,7 +115,7 @@ impl Running {
         for node in 1..=receivers {
             let command = sink(node);
             let sink = command.as_deref().map_or(Sink::Discard, Sink::Command);
-            let mut command = stage.ka.agent(stage.net, node, sink);
+            let mut command = stage.ka.agent(stage.net, node, sink, dir);
             nodes.push(start(contender, node, &mut command, Stdio::null(), Output::Kept, dir)?);
         }
         Ok(Self { head, nodes, input })
