@@ -109,14 +109,6 @@ impl Ka {
         dir: &Path,
     ) -> Result<Command> {
         let mut command = net.command(0, &self.server);
-        if let Some(keys) = &self.keys {
-            command.arg("--key-file").arg(&keys.file);
-            let mut token = Command::new(&self.server);
-            token.args(["token", "--shared", "--output"]).arg(dir.join(TOKEN_FILE));
-            token.arg("--state").arg(dir.join(STATE_FILE));
-            let status = token.status().context("starting ka-server token")?;
-            anyhow::ensure!(status.success(), "ka-server token ended with {status}");
-        }
         command
             .args(["deploy", "--listen", &format!("{}:{PORT}", address(0))])
             .args(["--nodes", &receivers.to_string()])
@@ -126,6 +118,14 @@ impl Ka {
             .arg(dir.join(STATE_FILE))
             .arg("--log-dir")
             .arg(dir.join("nodes"));
+        if let Some(keys) = &self.keys {
+            command.arg("--key-file").arg(&keys.file);
+            let mut token = Command::new(&self.server);
+            token.args(["token", "--shared", "--output"]).arg(dir.join(TOKEN_FILE));
+            token.arg("--state").arg(dir.join(STATE_FILE));
+            let status = token.status().context("starting ka-server token")?;
+            anyhow::ensure!(status.success(), "ka-server token ended with {status}");
+        }
         match &source.tree {
             Some(tree) => {
                 command.arg("--root").arg(tree);
