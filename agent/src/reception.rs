@@ -8,7 +8,7 @@ use ka_chain::control::Progress;
 use ka_chain::core::relay::Limits;
 use ka_chain::node::{Config, Handle, Node, window_for};
 use ka_chain::stream::{EndRecord, PartKind, StreamReader};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -231,34 +231,37 @@ fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> R
     Ok(unpacked)
 }
 
-/// Reads a part to its end through one small buffer that stays in the cache.
-fn discard(reader: &mut impl Read, observer: &mut impl Observer) -> Result<()> {
-    let mut buffer = vec![0; 64 << 10];
+/// Takes a part to its end and drops it; the chain has verified it.
+fn discard(reader: &mut impl BufRead, observer: &mut impl Observer) -> Result<()> {
     loop {
-        match reader.read(&mut buffer) {
+        match reader.fill_buf().map(<[u8]>::len) {
             Ok(0) => return Ok(()),
-            Ok(n) => observer.bytes(n as u64),
+            Ok(n) => {
+                reader.consume(n);
+                observer.bytes(n as u64);
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e).context("receiving the stream"),
         }
     }
 }
 
-fn pipe_to(reader: &mut impl Read, command: &str, observer: &mut impl Observer) -> Result<()> {
+fn pipe_to(reader: &mut impl BufRead, command: &str, observer: &mut impl Observer) -> Result<()> {
     let mut child = Command::new("sh")
         .args(["-c", command])
         .stdin(Stdio::piped())
         .spawn()
         .with_context(|| format!("running the sink command `{command}`"))?;
     let mut pipe = child.stdin.take().context("the sink command has no input")?;
-    let mut buffer = vec![0; 1 << 20];
     let copied = loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => break Ok(()),
-            Ok(n) => {
-                if let Err(e) = pipe.write_all(&buffer[..n]) {
+        match reader.fill_buf() {
+            Ok([]) => break Ok(()),
+            Ok(bytes) => {
+                let n = bytes.len();
+                if let Err(e) = pipe.write_all(bytes) {
                     break Err(e).with_context(|| format!("writing to the sink command `{command}`"));
                 }
+                reader.consume(n);
                 observer.bytes(n as u64);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -307,11 +310,11 @@ mod tests {
         discard(&mut &vec![7; 200_000][..], &mut counters).unwrap();
         assert_eq!(counters.consumed.load(Ordering::Relaxed), 200_000);
         struct Broken;
-        impl Read for Broken {
+        impl std::io::Read for Broken {
             fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
                 Err(io::Error::other("cut"))
             }
         }
-        assert!(format!("{:#}", discard(&mut Broken, &mut counters).unwrap_err()).ends_with("cut"));
+        assert!(format!("{:#}", discard(&mut io::BufReader::new(Broken), &mut counters).unwrap_err()).ends_with("cut"));
     }
 }

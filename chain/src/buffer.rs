@@ -1,72 +1,165 @@
 //! Buffers that are used again, last in first out, so that the hot ones stay in the cache. A fresh 256 KiB allocation
 //! for every chunk costs a system call and 64 page faults; measured, reuse makes a relay a third cheaper.
+//!
+//! Their bytes begin at a page. On AMD's Zen 3 and 4 a copy (`rep movs`, in the kernel and in musl alike) runs at a third of
+//! its speed or less when the target lies 1 to 31 bytes behind the source modulo 4096, and that is where malloc puts
+//! large blocks (16 bytes behind a page) while the kernel's network buffers begin at one: measured with a bare relay,
+//! 8 receivers, 0.38 CPU-s/GB against 0.86.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Where buffers begin.
+const PAGE: usize = 4096;
+/// Capacities are multiples of this, so that few sizes are kept.
+const STEP: usize = 4 * PAGE;
+
 /// A pool of byte buffers.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    free: Arc<Mutex<Vec<Vec<u8>>>>,
+    free: Arc<Mutex<Free>>,
+    /// Bytes of free buffers to keep.
     keep: usize,
 }
 
+#[derive(Debug, Default)]
+struct Free {
+    /// By capacity: the `n`th list has those of `n` times [`STEP`].
+    lists: Vec<Vec<Memory>>,
+    bytes: usize,
+}
+
+/// Allocated memory; never longer or shorter, so that it stays where it is.
+#[derive(Debug, Default)]
+struct Memory {
+    bytes: Vec<u8>,
+    /// Where its first page begins.
+    start: usize,
+    capacity: usize,
+}
+
+impl Memory {
+    fn new(capacity: usize) -> Self {
+        // Zeroed memory from the kernel: its pages are there when they are first written to.
+        let bytes = vec![0; capacity + PAGE];
+        let start = match bytes.as_ptr().align_offset(PAGE) {
+            start if start <= PAGE => start,
+            // The promise of `align_offset` allows this answer; it costs speed, no more.
+            _ => 0,
+        };
+        Self { bytes, start, capacity }
+    }
+}
+
 impl Pool {
-    /// A pool that keeps at most `keep` free buffers.
+    /// A pool that keeps at most `keep` bytes of free buffers.
     #[must_use]
     pub fn new(keep: usize) -> Self {
         Self { free: Arc::default(), keep }
     }
 
-    /// An empty buffer.
+    /// An empty buffer in which `capacity` bytes have room.
     #[must_use]
-    pub fn take(&self) -> Buffer {
-        let mut buffer = self.any();
-        buffer.clear();
-        buffer
+    pub fn take(&self, capacity: usize) -> Buffer {
+        let steps = capacity.div_ceil(STEP).max(1);
+        let kept = {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = free.lists.get_mut(steps).and_then(Vec::pop);
+            free.bytes -= kept.as_ref().map_or(0, |memory| memory.capacity);
+            kept
+        };
+        Buffer { memory: kept.unwrap_or_else(|| Memory::new(steps * STEP)), len: 0, pool: self.clone() }
     }
 
     /// A buffer of `len` bytes whose content is whatever it was: it is to be read into. Filling 256 KiB with zeros for each
     /// chunk would cost as much as copying it.
     #[must_use]
     pub fn take_sized(&self, len: usize) -> Buffer {
-        let mut buffer = self.any();
-        buffer.resize(len, 0);
+        let mut buffer = self.take(len);
+        buffer.len = len;
         buffer
     }
 
-    fn any(&self) -> Buffer {
-        let bytes = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        Buffer { bytes, pool: self.clone() }
+    /// A buffer that holds these bytes.
+    #[must_use]
+    pub fn copy_of(&self, bytes: &[u8]) -> Buffer {
+        let mut buffer = self.take_sized(bytes.len());
+        buffer.copy_from_slice(bytes);
+        buffer
     }
 }
 
 /// A buffer that goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    bytes: Vec<u8>,
+    memory: Memory,
+    len: usize,
     pool: Pool,
 }
 
+impl Buffer {
+    /// How many bytes have room.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.memory.capacity
+    }
+
+    /// Forgets what follows the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// The free bytes behind the content, to be written to; [`Buffer::grown`] makes them content.
+    pub fn spare(&mut self) -> &mut [u8] {
+        let (start, len, capacity) = (self.memory.start, self.len, self.memory.capacity);
+        &mut self.memory.bytes[start + len..start + capacity]
+    }
+
+    /// `more` bytes of [`Buffer::spare`] are content now.
+    pub fn grown(&mut self, more: usize) {
+        self.len = (self.len + more).min(self.memory.capacity);
+    }
+
+    /// Adds these bytes, in a bigger buffer if they have no room.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        if bytes.len() > self.capacity() - self.len {
+            let mut bigger = self.pool.take(self.len + bytes.len());
+            bigger.extend_from_slice(self);
+            *self = bigger;
+        }
+        self.spare()[..bytes.len()].copy_from_slice(bytes);
+        self.grown(bytes.len());
+    }
+}
+
 impl Deref for Buffer {
-    type Target = Vec<u8>;
-    fn deref(&self) -> &Vec<u8> {
-        &self.bytes
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.memory.bytes[self.memory.start..self.memory.start + self.len]
     }
 }
 
 impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory.bytes[self.memory.start..self.memory.start + self.len]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.pool.keep {
-            free.push(std::mem::take(&mut self.bytes));
+        if free.bytes + memory.capacity > self.pool.keep {
+            // Given back to the system without the lock.
+            drop(free);
+            return drop(memory);
         }
+        let steps = memory.capacity / STEP;
+        if free.lists.len() <= steps {
+            free.lists.resize_with(steps + 1, Vec::new);
+        }
+        free.bytes += memory.capacity;
+        free.lists[steps].push(memory);
     }
 }
 
@@ -76,16 +169,38 @@ mod tests {
 
     #[test]
     fn the_last_one_back_is_the_first_one_out_and_the_pool_is_bounded() {
-        let pool = Pool::new(1);
-        let (mut a, mut b) = (pool.take(), pool.take());
-        a.resize(10, 1);
-        b.resize(2000, 1);
+        let pool = Pool::new(3 * STEP);
+        let (mut a, mut b, c) = (pool.take(10), pool.take(STEP), pool.take(STEP + 1));
+        a.extend_from_slice(b"a");
+        b.extend_from_slice(b"b");
         drop(a);
         drop(b);
-        let again = pool.take();
-        assert!(again.is_empty() && (10..2000).contains(&again.capacity()));
-        assert_eq!(pool.take().capacity(), 0);
+        // Two steps long: it has no room beside the others.
+        drop(c);
+        let again = pool.take_sized(1);
+        assert_eq!(&again[..], b"b");
+        assert_eq!(&pool.take_sized(1)[..], b"a");
+        assert_eq!(&pool.take_sized(STEP + 1)[..2], [0, 0]);
         drop(again);
-        assert_eq!(pool.take_sized(7).len(), 7);
+        let free = pool.free.lock().unwrap();
+        assert_eq!(free.bytes, free.lists.iter().flatten().map(|m| m.capacity).sum::<usize>());
+    }
+
+    #[test]
+    fn bytes_begin_at_a_page_and_grow_beyond_their_room() {
+        let pool = Pool::new(1 << 20);
+        let mut buffer = pool.take(5);
+        for n in 0..10u8 {
+            assert_eq!(buffer.as_ptr().align_offset(PAGE), 0);
+            buffer.extend_from_slice(&vec![n; 3000]);
+        }
+        assert_eq!(buffer.len(), 30_000);
+        assert!(buffer.chunks(3000).enumerate().all(|(n, part)| part.iter().all(|b| usize::from(*b) == n)));
+        let (len, room) = (buffer.len(), buffer.capacity());
+        assert_eq!(buffer.spare().len(), room - len);
+        buffer.grown(room);
+        assert_eq!(buffer.len(), room);
+        buffer.truncate(7);
+        assert_eq!(&pool.copy_of(&buffer)[..], [0; 7]);
     }
 }

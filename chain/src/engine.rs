@@ -198,7 +198,8 @@ impl Engine {
 
     fn keep(&mut self, chunk: Sealed, opened: Option<Buffer>) {
         let last = matches!(chunk.header.kind, Kind::End | Kind::GivenUp);
-        let size = u32::try_from(chunk.wire_len()).unwrap_or(u32::MAX);
+        // What it occupies, not what it has on the wire: the window is a promise about memory.
+        let size = u32::try_from(chunk.bytes.capacity()).unwrap_or(u32::MAX);
         self.shared.store.append(Arc::new(chunk), opened);
         self.relay.pushed(size, last);
     }

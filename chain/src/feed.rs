@@ -3,7 +3,7 @@
 //! that the stream was given up; it can never look like a success.
 
 use crate::buffer::{Buffer, Pool};
-use crate::chunk::{Kind, Sealed};
+use crate::chunk::{Kind, Sealed, TAG};
 use crate::seal::{Seal, Wave};
 use crate::sign::{self, GROUP, Hash, Signer};
 use crate::store::Store;
@@ -72,7 +72,7 @@ impl Feeder {
     ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
-        let pool = Pool::new(threads * 4);
+        let pool = Pool::new((threads * 4 + 16) * (CHUNK + TAG));
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));
@@ -94,7 +94,7 @@ impl Feeder {
             group: Vec::with_capacity(GROUP),
         };
         let pusher = std::thread::spawn(move || pusher.run(&ordered));
-        let buffer = pool.take();
+        let buffer = pool.take(CHUNK + TAG);
         Self {
             seal,
             pool,
@@ -166,8 +166,7 @@ impl Feeder {
     }
 
     fn push_last(&mut self, mut pusher: Pusher, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
-        let mut payload = self.pool.take();
-        payload.extend_from_slice(bytes);
+        let payload = self.pool.copy_of(bytes);
         let number = self.reserve();
         let sealed = self.seal.seal(kind, number, false, bytes.len(), payload)?;
         let hash = self.signs.then(|| sign::hash(&sealed));
@@ -201,7 +200,7 @@ impl Feeder {
             return Ok(());
         }
         let stopped = || Error::Stopped("the chain takes no more chunks".to_owned());
-        let plain = std::mem::replace(&mut self.buffer, self.pool.take());
+        let plain = std::mem::replace(&mut self.buffer, self.pool.take(CHUNK + TAG));
         let (done, receiver) = sync_channel(1);
         let job = Job { kind, number: self.reserve(), plain, done };
         self.order.as_ref().ok_or_else(stopped)?.send(receiver).map_err(|_| stopped())?;
@@ -248,6 +247,7 @@ fn work(
             .inspect_err(|e| log::warn!("setting up zstd at level {level}: {e}; chunks go uncompressed"))
             .ok(),
     };
+    let mut packed = pool.take_sized(CHUNK);
     loop {
         // The lock is held while waiting for a job; the other workers then wait for the lock instead of the channel.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -256,14 +256,14 @@ fn work(
         let tries = stubborn.load(Ordering::Relaxed) < PATIENCE || number.is_multiple_of(16);
         let mut payload = None;
         if let (Kind::Data, true, Some(compressor)) = (kind, tries, compressor.as_mut()) {
-            let mut packed = pool.take();
-            packed.resize(len, 0);
-            match compressor.compress_to_buffer(&plain[..], &mut packed[..]) {
+            match compressor.compress_to_buffer(&plain[..], &mut packed[..len]) {
                 // Shrinking by less than a sixty-fourth is not worth the node's time.
                 Ok(n) if n < len - len / 64 => {
-                    packed.truncate(n);
                     stubborn.store(0, Ordering::Relaxed);
-                    payload = Some(packed);
+                    // In a buffer of its own size: what is held is counted by what it occupies.
+                    let mut fitting = pool.take(n + TAG);
+                    fitting.extend_from_slice(&packed[..n]);
+                    payload = Some(fitting);
                 }
                 // Too long for the buffer: it did not shrink.
                 Ok(_) | Err(_) => {
@@ -322,8 +322,7 @@ impl Pusher {
         let number = first.header.number - 1;
         let hashes: Vec<Hash> = self.group.iter().map(|(_, hash)| *hash).collect();
         let list = signer.list(number, &hashes);
-        let mut payload = self.pool.take();
-        payload.extend_from_slice(&list);
+        let payload = self.pool.copy_of(&list);
         self.store.push(self.seal.seal(Kind::List, number, false, list.len(), payload)?)?;
         for (sealed, _) in self.group.drain(..) {
             self.store.push(sealed)?;
@@ -349,13 +348,13 @@ mod tests {
         let wave = Wave::new([3; 16], 1).unwrap();
         let store = Store::new().unwrap();
         let reader =
-            StreamReader::new(Cursor::new(&store), Arc::new(Seal::new(&wave)), Pool::new(4)).unwrap();
+            StreamReader::new(Cursor::new(&store), Arc::new(Seal::new(&wave)), Pool::new(1 << 20)).unwrap();
         let signer = signed.then(|| Arc::new(Signer::new(&wave).unwrap()));
         let checker = signer.as_ref().map(|signer| Checker::new(signer.public(), &wave));
         let (moving, seal) = (Arc::clone(&store), Seal::new(&wave));
         // What the relaying thread does, without a chain: from the source to the consumer.
         std::thread::spawn(move || {
-            let (mut checker, pool) = (checker, Pool::new(4));
+            let (mut checker, pool) = (checker, Pool::new(1 << 20));
             for number in 0.. {
                 let chunk = loop {
                     match (moving.take_incoming(), moving.stopped()) {

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 /// Handshakes under way at once; a connection beyond that is closed at once.
 const HANDSHAKES: usize = 256;
 
+/// Bytes of free buffers that are kept: enough for what a window shrinks and grows by from moment to moment.
+const SPARE: usize = 32 * CHUNK;
+
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
 #[must_use]
 pub fn window_for(memory: u64) -> usize {
@@ -311,7 +314,7 @@ impl Node {
     /// # Errors
     /// When threads, descriptors or zstd cannot be set up.
     pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
-        let pool = Pool::new(16);
+        let pool = Pool::new(SPARE);
         let store = Store::new()?;
         let seal = Arc::new(Seal::new(&config.wave));
         let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pool.clone())?;
@@ -331,7 +334,7 @@ impl Node {
     /// As [`Node::start`].
     pub fn head(config: Config, report: Reporter) -> Result<Self, Error> {
         let seal = Arc::new(Seal::new(&config.wave));
-        Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, Pool::new(16), report)
+        Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, Pool::new(SPARE), report)
     }
 
     fn spawn(

@@ -118,8 +118,7 @@ impl Seal {
     /// # Errors
     /// [`Error::Seal`] when the chunk was altered, or belongs to another place, wave or deployment.
     pub fn open(&self, chunk: &Sealed, pool: &Pool) -> Result<Buffer, Error> {
-        let mut scratch = pool.take();
-        scratch.extend_from_slice(&chunk.bytes);
+        let mut scratch = pool.copy_of(&chunk.bytes);
         let (nonce, data) = self.parameters(&chunk.header);
         let len = self
             .key
@@ -137,9 +136,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sealed(seal: &Seal, number: u64, bytes: &[u8]) -> Sealed {
-        let mut buffer = Pool::new(4).take();
-        buffer.extend_from_slice(bytes);
-        seal.seal(Kind::Data, number, false, bytes.len(), buffer).unwrap()
+        seal.seal(Kind::Data, number, false, bytes.len(), Pool::new(0).copy_of(bytes)).unwrap()
     }
 
     proptest! {
@@ -148,7 +145,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..600), flip: prop::sample::Index, bit in 0..8
         ) {
             let seal = Seal::new(&Wave::new([1; 16], 1).unwrap());
-            let pool = Pool::new(4);
+            let pool = Pool::new(1 << 20);
             let mut chunk = sealed(&seal, 7, &bytes);
             prop_assert_eq!(&seal.open(&chunk, &pool).unwrap()[..], &bytes[..]);
             let at = flip.index(chunk.bytes.len());
@@ -161,7 +158,7 @@ mod tests {
     fn another_place_kind_wave_or_deployment_does_not_open() {
         let wave = Wave::new([1; 16], 1).unwrap();
         let seal = Seal::new(&wave);
-        let pool = Pool::new(4);
+        let pool = Pool::new(1 << 20);
         let mut moved = sealed(&seal, 7, b"abc");
         moved.header.number = 8;
         assert!(seal.open(&moved, &pool).is_err());

@@ -141,9 +141,7 @@ mod tests {
     use crate::seal::Seal;
 
     fn chunk(seal: &Seal, kind: Kind, number: u64, bytes: &[u8]) -> Sealed {
-        let mut payload = Pool::new(1).take();
-        payload.extend_from_slice(bytes);
-        seal.seal(kind, number, false, bytes.len(), payload).unwrap()
+        seal.seal(kind, number, false, bytes.len(), Pool::new(0).copy_of(bytes)).unwrap()
     }
 
     #[test]

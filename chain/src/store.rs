@@ -290,8 +290,7 @@ mod tests {
     use std::time::Duration;
 
     fn chunk(number: u64, kind: Kind) -> Sealed {
-        let mut bytes = Pool::new(0).take();
-        bytes.resize(100 + TAG, 0);
+        let bytes = Pool::new(0).take_sized(100 + TAG);
         Sealed { header: Header { kind, compressed: false, number, plain: 100, sealed: 116 }, bytes }
     }
 
@@ -308,7 +307,7 @@ mod tests {
         });
         for number in 0..20 {
             let kind = if number == 19 { Kind::End } else { Kind::Data };
-            store.append(Arc::new(chunk(number, kind)), Some(Pool::new(0).take()));
+            store.append(Arc::new(chunk(number, kind)), Some(Pool::new(0).take(0)));
             if number % 5 == 0 {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -7,7 +7,7 @@ use crate::seal::Seal;
 use crate::store::Cursor;
 use crate::{CHUNK, Error};
 use serde::{Deserialize, Serialize};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
 /// What a part holds.
@@ -103,7 +103,7 @@ pub struct StreamReader {
     pool: Pool,
     decompressor: zstd::bulk::Decompressor<'static>,
     /// Plain bytes of the current data chunk, read up to `at`.
-    plain: Vec<u8>,
+    plain: Buffer,
     at: usize,
     /// A part that began while the one before it was being read.
     pending: Option<Part>,
@@ -130,9 +130,9 @@ impl StreamReader {
         Ok(Self {
             cursor,
             seal,
+            plain: pool.take(0),
             pool,
             decompressor,
-            plain: Vec::with_capacity(CHUNK),
             at: 0,
             pending: None,
             bytes: 0,
@@ -146,7 +146,7 @@ impl StreamReader {
     /// When the stream broke off or was given up.
     pub fn next_part(&mut self) -> Result<Option<Part>, Error> {
         while self.pending.is_none() && self.fill()? {}
-        self.plain.clear();
+        self.plain.truncate(0);
         self.at = 0;
         Ok(self.pending.take())
     }
@@ -172,15 +172,18 @@ impl StreamReader {
         match sealed.header.kind {
             Kind::Data => {
                 let plain = sealed.header.plain as usize;
-                self.plain.clear();
                 self.at = 0;
-                if sealed.header.compressed {
-                    self.decompressor
-                        .decompress_to_buffer(&payload, &mut self.plain)
+                self.plain = if sealed.header.compressed {
+                    let mut plain_bytes = self.pool.take_sized(plain);
+                    let len = self
+                        .decompressor
+                        .decompress_to_buffer(&payload, &mut plain_bytes[..])
                         .map_err(Error::io(format!("decompressing chunk {}", sealed.header.number)))?;
+                    plain_bytes.truncate(len);
+                    plain_bytes
                 } else {
-                    self.plain.extend_from_slice(&payload);
-                }
+                    payload
+                };
                 if self.plain.len() != plain {
                     let text =
                         format!("chunk {} has {} bytes, not {plain}", sealed.header.number, self.plain.len());
@@ -206,16 +209,27 @@ impl StreamReader {
     }
 }
 
+impl BufRead for StreamReader {
+    /// The bytes of the current chunk that were not read yet, without a copy; none at the end of the part.
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.plain.len() && self.fill()? {}
+        Ok(&self.plain[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at = (self.at + n).min(self.plain.len());
+    }
+}
+
 impl Read for StreamReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.plain.len() {
-            if out.is_empty() || !self.fill()? {
-                return Ok(0);
-            }
+        if out.is_empty() {
+            return Ok(0);
         }
-        let n = out.len().min(self.plain.len() - self.at);
-        out[..n].copy_from_slice(&self.plain[self.at..self.at + n]);
-        self.at += n;
+        let bytes = self.fill_buf()?;
+        let n = out.len().min(bytes.len());
+        out[..n].copy_from_slice(&bytes[..n]);
+        self.consume(n);
         Ok(n)
     }
 }
