@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Something changed: an acknowledgement is sent after this time at the latest.
+/// New chunks that are acknowledged at once. Few: what is acknowledged soon leaves the windows above soon, and buffers that
+/// come back soon are still in the cache.
+const QUANTUM: u64 = 2;
 const SOON: Duration = Duration::from_millis(50);
 /// Nothing changed: it is said again after this time, so that the parent sees that the child lives.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -403,9 +406,8 @@ impl Relay {
     }
 
     fn much_is_new(&self) -> bool {
-        let quantum = (self.limits.window / CHUNK / 16).max(1) as u64;
         let said = self.said.1.held.first().map_or(0, |(_, to)| *to);
-        self.end() >= said + quantum
+        self.end() >= said + QUANTUM
     }
 
     fn acknowledgement(&self) -> Acknowledgement {
