@@ -174,9 +174,11 @@ fn progress(node: &Handle, counters: &Counters) -> Progress {
         held: standing.status.held,
         taken: standing.status.consumed,
         stuck: standing.status.stuck,
-        cover: standing.cover,
+        cover: standing.status.cover,
         window: standing.fill as u64,
         entries: counters.entries.load(Ordering::Relaxed),
+        epoch: standing.status.epoch,
+        waits: node.waits(),
     }
 }
 
@@ -198,7 +200,7 @@ fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBo
             quiet = Duration::ZERO;
             let now = progress(node, counters);
             if now != last {
-                session.progress(now);
+                session.progress(now.clone());
                 last = now;
             }
         }

@@ -4,6 +4,7 @@
 //! What an installation consists of travels as opaque bytes ([`ToNode::Order`]): the chain knows no disk.
 
 use crate::Error;
+use crate::core::waits::Waits;
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
 use crate::seal::Wave;
@@ -112,7 +113,7 @@ pub enum ToServer {
 }
 
 /// How far a node is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Chunks received.
     pub chunks: u64,
@@ -134,6 +135,10 @@ pub struct Progress {
     pub window: u64,
     /// Entries unpacked.
     pub entries: u64,
+    /// The epoch of the last order that it obeyed: what `cover` speaks of.
+    pub epoch: u64,
+    /// What it has waited for.
+    pub waits: Waits,
 }
 
 /// From the server to a node.

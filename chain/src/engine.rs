@@ -5,6 +5,7 @@
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Header, Kind, Sealed};
 use crate::core::relay::{Answer, Change, Relay};
+use crate::core::waits::Waits;
 use crate::core::wave::Status;
 use crate::core::{Clock, Link, NodeId, Time};
 use crate::link::{self, Dialled, LinkId};
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 const SLEEP: Duration = Duration::from_millis(250);
 /// A sleep while an acknowledgement waits to be due.
 const NAP: Duration = Duration::from_millis(50);
+/// What was waited for is published so often.
+const WAITS: Duration = Duration::from_millis(100);
 /// Chunks read from the parent before others get a look in.
 const BURST: usize = 4;
 
@@ -48,6 +51,7 @@ pub(crate) struct Engine {
     seen: u64,
     /// What was last published.
     shown: Standing,
+    waits: Waits,
 }
 
 impl Engine {
@@ -77,6 +81,7 @@ impl Engine {
             trimmed: 0,
             seen: 0,
             shown: Standing::default(),
+            waits: Waits::default(),
         }
     }
 
@@ -262,14 +267,23 @@ impl Engine {
     fn publish(&mut self) {
         let consumed = self.shared.store.consumed().0;
         let standing = Standing {
-            status: Status { held: self.relay.end(), consumed, stuck: self.relay.stuck() },
-            cover: self.relay.cover(),
+            status: Status {
+                held: self.relay.end(),
+                consumed,
+                stuck: self.relay.stuck(),
+                epoch: self.relay.epoch(),
+                cover: self.relay.cover(),
+            },
             fill: self.relay.fill(),
             drained: self.relay.is_drained(),
         };
         if standing != self.shown {
             self.shown = standing;
             *self.shared.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        }
+        if self.now >= Duration::from_micros(self.waits.time) + WAITS {
+            self.waits.at(self.now);
+            self.shared.waits.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.waits);
         }
     }
 
@@ -305,6 +319,7 @@ impl Engine {
             fds.push(PollFd::new(&child.stream, PollFlags::IN | writing(child.is_blocked())));
         }
         let time = Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+        let since = self.clock.advance(self.begun.elapsed());
         let polled = poll(&mut fds, Some(&time));
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -320,6 +335,13 @@ impl Engine {
             }
         }
         self.now = self.clock.advance(self.begun.elapsed());
+        let blocked = self.children.iter().filter(|child| child.is_blocked()).map(|child| child.node);
+        self.waits.waited(
+            self.now.saturating_sub(since),
+            self.relay.stuck(),
+            self.is_starved(reads),
+            blocked,
+        );
         let mut ready = ready.into_iter().skip(1);
         if asked {
             let flags = ready.next().unwrap_or(PollFlags::empty());
@@ -337,6 +359,15 @@ impl Engine {
             .collect();
         for id in talking {
             self.read_child(&id);
+        }
+    }
+
+    /// Whether there is room and nothing comes. At the head that is so when no child keeps it from giving more.
+    fn is_starved(&self, reads: bool) -> bool {
+        if self.config.me == HEAD {
+            reads && !self.children.is_empty() && !self.children.iter().any(Child::is_blocked)
+        } else {
+            reads && self.parent.is_some()
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::buffer::Pool;
 use crate::core::relay::{Answer, Limits};
+use crate::core::waits::Waits;
 use crate::core::wave::Status;
 use crate::core::{Acknowledgement, HEAD, Link, NodeId, Place};
 use crate::engine::Engine;
@@ -103,8 +104,6 @@ pub struct Received {
 pub struct Standing {
     /// For the server.
     pub status: Status,
-    /// Generations of dead nodes that could be bridged.
-    pub cover: u8,
     /// Wire bytes in the window.
     pub fill: usize,
     /// At the head: everybody below holds everything that was pushed.
@@ -121,6 +120,7 @@ pub(crate) struct Shared {
     wave: Wave,
     arrived: Condvar,
     pub standing: Mutex<Standing>,
+    pub waits: Mutex<Waits>,
     pub received: Received,
     outcome: Mutex<Option<Result<EndRecord, String>>>,
     ended: Condvar,
@@ -189,6 +189,12 @@ impl Handle {
     #[must_use]
     pub fn standing(&self) -> Standing {
         *lock(&self.0.standing)
+    }
+
+    /// What it has waited for so far.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        lock(&self.0.waits).clone()
     }
 
     /// Connections that were not a child's.
@@ -349,6 +355,7 @@ impl Node {
             wave: config.wave.clone(),
             arrived: Condvar::new(),
             standing: Mutex::default(),
+            waits: Mutex::default(),
             received: Received::default(),
             outcome: Mutex::default(),
             ended: Condvar::new(),

@@ -78,11 +78,13 @@ pub enum Mutation {
     OneDeadLinkIsEnough,
     /// A disk that takes something now and then counts as stuck.
     SlowIsStuck,
+    /// A node that is to leave goes before its children have another parent.
+    RemoveAtOnce,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 37] = [
+pub const ALL: [Mutation; 38] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -120,6 +122,7 @@ pub const ALL: [Mutation; 37] = [
     Mutation::AncestorForgets,
     Mutation::OneDeadLinkIsEnough,
     Mutation::SlowIsStuck,
+    Mutation::RemoveAtOnce,
 ];
 
 /// Whether this bug is planted.

@@ -165,6 +165,12 @@ impl Relay {
         changes
     }
 
+    /// The epoch of the last order that was obeyed.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// The number after the last chunk held: what is wanted next.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -3,9 +3,11 @@
 
 pub mod command;
 pub mod display;
+pub mod go;
 pub mod golden;
 pub mod listen;
 pub mod logs;
+pub mod order;
 mod pxe;
 pub mod source;
 pub mod state;
@@ -97,6 +99,11 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         }
         other => other?,
     };
+    let go = go::Listener::start(&args.state)
+        .inspect_err(|e| {
+            display.say(&format!("warning: `ka-server go` does not reach this deployment: {e:#}"))
+        })
+        .ok();
     let linger = settings.linger;
     let deadline = settings.deadline.map(|d| Instant::now() + d);
     let mut run = Run {
@@ -110,6 +117,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         settings,
         pxe,
+        go,
         head: None,
         reports: sync_channel(QUEUE),
         feeding: None,
@@ -146,6 +154,7 @@ struct Run<'a> {
     threads: usize,
     settings: Settings,
     pxe: Pxe,
+    go: Option<go::Listener>,
     head: Option<Node>,
     /// What the head reports.
     reports: (SyncSender<Report>, Receiver<Report>),
@@ -192,6 +201,15 @@ impl Run<'_> {
             }
             while let Ok(report) = self.reports.1.try_recv() {
                 actions.extend(self.deployment.head_report(&report, now));
+            }
+            if let Some(head) = &self.head {
+                self.deployment.head_progress(head.standing().status, head.waits(), now);
+            }
+            while let Some(request) = self.go.as_ref().and_then(go::Listener::next) {
+                request.answer(self.deployment.go(now).map(|(text, more)| {
+                    actions.extend(more);
+                    text
+                }));
             }
             actions.extend(self.deployment.tick(now));
             if now.duration_since(last_ping) >= ka_chain::control::PING {

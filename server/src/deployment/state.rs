@@ -1,24 +1,27 @@
 //! The deployment's decisions as plain state: what nodes and the source say goes in, what is to be sent comes out. No
 //! sockets, no clock of its own; the loop in `run` feeds it.
 
-use super::command::{Order, Settings};
+mod brake;
+mod waves;
+
+use super::command::Settings;
 use ka_chain::control::{Progress, Purpose, Registration, Start, ToNode, ToServer};
-use ka_chain::core::wave::{self, Standing};
+use ka_chain::core::wave;
 use ka_chain::core::{Clock, HEAD, NodeId, Place, Time, wave::Wave};
 use ka_chain::node::Report;
-use ka_chain::seal::{self, random};
+use ka_chain::seal;
 use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
-use ka_chain::topology;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the nodes that are owed another wave wait for each other, when `--wait` does not say.
-const NEXT_WAVE: Duration = Duration::from_secs(60);
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
+
+use brake::Braking;
+pub use brake::Held;
 
 /// Names a control connection; counted up, never used twice.
 pub type ConnectionId = u64;
@@ -117,6 +120,7 @@ struct Current {
     ids: BTreeMap<String, NodeId>,
     /// Nodes that have their `Start`; later orders are `Place`s.
     placed: BTreeSet<NodeId>,
+    braking: Braking,
 }
 
 /// The deployment.
@@ -129,8 +133,14 @@ pub struct Deployment {
     connections: BTreeMap<ConnectionId, String>,
     clock: Clock,
     begun: Instant,
-    first_ready: Option<Time>,
+    /// Since when nodes that are ready have waited for a wave.
+    waiting_since: Option<Time>,
     current: Option<Current>,
+    /// Nodes that still wait for their release, and when the next one gets it.
+    releasing: VecDeque<ConnectionId>,
+    next_release: Time,
+    /// How long each brake has held the chain up.
+    pub held_up: BTreeMap<Held, Duration>,
     /// Waves that have begun.
     pub waves: u32,
     /// When the first stream began.
@@ -152,8 +162,11 @@ impl Deployment {
             connections: BTreeMap::new(),
             clock: Clock::default(),
             begun: now,
-            first_ready: None,
+            waiting_since: None,
             current: None,
+            releasing: VecDeque::new(),
+            next_release: Time::ZERO,
+            held_up: BTreeMap::new(),
             waves: 0,
             started: None,
             released: None,
@@ -266,14 +279,22 @@ impl Deployment {
                 if node.status == Status::Preparing {
                     node.status = Status::Ready;
                     node.step = "ready".to_owned();
-                    self.first_ready.get_or_insert(time);
+                    self.waiting_since.get_or_insert(time);
                     actions.push(Action::Say(format!("{} is ready", node.name)));
                 }
             }
             ToServer::Progress(progress) => {
+                let status = wave::Status {
+                    held: progress.held,
+                    consumed: progress.taken,
+                    stuck: progress.stuck,
+                    epoch: progress.epoch,
+                    cover: progress.cover,
+                };
+                if let (Some(current), Some(id)) = (&mut self.current, id) {
+                    current.braking.reported(id, &progress, time);
+                }
                 node.progress = progress;
-                let status =
-                    wave::Status { held: progress.held, consumed: progress.taken, stuck: progress.stuck };
                 actions.extend(self.in_wave(id, now, |core, id| core.status(id, status, time)));
             }
             ToServer::Joined(link) => {
@@ -283,7 +304,10 @@ impl Deployment {
                 }));
             }
             ToServer::Lost { link, why } => {
-                actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
+                // After the release parents go as they like.
+                if id.is_some() {
+                    actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
+                }
                 actions.extend(self.in_wave(id, now, |core, id| core.lost(id, &link, time)));
             }
             ToServer::Lacking { link, oldest } => {
@@ -513,6 +537,7 @@ impl Deployment {
             actions.extend(self.fail(connection, step, why, now));
         }
         self.connections.remove(&connection);
+        self.releasing.retain(|waiting| *waiting != connection);
         actions
     }
 
@@ -539,9 +564,9 @@ impl Deployment {
             .filter_map(|n| {
                 // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks
                 // may be busy.
-                let running = n.status == Status::Running;
+                let patient = n.status == Status::Running || self.releasing.contains(&n.connection);
                 let endured =
-                    self.settings.dead_after.max(if running { AFTER_RELEASE } else { Duration::ZERO });
+                    self.settings.dead_after.max(if patient { AFTER_RELEASE } else { Duration::ZERO });
                 (time.saturating_sub(n.heard) >= endured).then_some((n.connection, endured))
             })
             .collect();
@@ -554,6 +579,7 @@ impl Deployment {
             let orders = current.core.tick(time);
             actions.extend(self.carry_out(orders, now));
         }
+        actions.extend(self.judge_brake(time));
         if self.current.is_none() && self.may_start(time) {
             match self.start(now, time) {
                 Ok(more) => actions.extend(more),
@@ -561,104 +587,9 @@ impl Deployment {
             }
         }
         if self.may_release() {
-            actions.extend(self.release(now));
+            actions.extend(self.release(now, time));
         }
-        actions
-    }
-
-    fn may_start(&self, time: Time) -> bool {
-        let count = |test: &dyn Fn(&Node) -> bool| self.nodes.values().filter(|n| test(n)).count();
-        let ready = count(&|n| n.status == Status::Ready);
-        if ready == 0 {
-            return false;
-        }
-        let waited = |wait: Duration| {
-            self.first_ready.is_some_and(|first| time.saturating_sub(first) >= wait)
-                && ready >= self.settings.min_nodes as usize
-        };
-        if self.waves > 0 {
-            let owed = count(&|n| n.status == Status::Preparing);
-            return owed == 0 || waited(self.settings.wait.unwrap_or(NEXT_WAVE));
-        }
-        // A node that failed before the start will not become ready: nobody waits for it.
-        let failed = count(&Node::is_final);
-        let all = self.settings.nodes.is_some_and(|n| ready + failed >= n as usize);
-        all || self.settings.wait.is_some_and(waited)
-    }
-
-    fn start(&mut self, now: Instant, time: Time) -> Result<Vec<Action>, ka_chain::Error> {
-        let number = self.waves + 1;
-        let key = seal::Wave::new(self.id, number)?;
-        let signer = match self.settings.trust_nodes {
-            true => None,
-            false => Some(Arc::new(Signer::new(&key)?)),
-        };
-        let mut ready: Vec<&Node> = self.nodes.values().filter(|n| n.status == Status::Ready).collect();
-        match self.settings.order {
-            Order::Arrival => ready.sort_by_key(|n| n.connection),
-            Order::Ip => {
-                let addresses: Vec<IpAddr> = ready.iter().map(|n| n.address).collect();
-                ready = topology::by_address(&addresses).into_iter().map(|i| ready[i]).collect();
-            }
-        }
-        let order: Vec<String> = ready.iter().map(|n| n.name.clone()).collect();
-        let count = u32::try_from(order.len()).unwrap_or(u32::MAX);
-        let names: BTreeMap<NodeId, String> = (1..=count).map(NodeId).zip(order.iter().cloned()).collect();
-        let ids = names.iter().map(|(id, name)| (name.clone(), *id)).collect();
-        let settings = wave::Settings {
-            arity: self.settings.arity,
-            survive: self.settings.survive,
-            dead_after: self.settings.dead_after,
-            stall: self.settings.stall,
-        };
-        let core = Wave::new(settings, count, random()?, time);
-        let which = if number == 1 { String::new() } else { format!("wave {number}, ") };
-        let mut actions = vec![
-            Action::Say(format!("starting {which}with {count} nodes: {}", order.join(" "))),
-            // The links must be known before the first child dials.
-            Action::Feed(key.clone(), signer.clone()),
-        ];
-        for name in &order {
-            if let Some(node) = self.nodes.get_mut(name) {
-                node.status = Status::Running;
-                node.wave = number;
-                node.tries += 1;
-                node.progress = Progress::default();
-            }
-        }
-        let mut current = Current { core, key, signer, names, ids, placed: BTreeSet::new() };
-        let orders = current.core.begin();
-        self.current = Some(current);
-        self.waves = number;
-        self.first_ready = None;
-        self.started.get_or_insert(now);
-        self.released = None;
-        actions.extend(self.carry_out(orders, now));
-        Ok(actions)
-    }
-
-    /// Every living node of the wave holds the end, or failed; and the source knows what the end is.
-    fn may_release(&self) -> bool {
-        let Some(current) = &self.current else { return false };
-        let all_final = current.ids.iter().all(|(name, id)| {
-            current.core.standing(*id) != Some(Standing::In)
-                || self.nodes.get(name).is_none_or(Node::is_final)
-        });
-        (self.sent.contains_key(&self.waves) && current.core.may_release()) || all_final
-    }
-
-    fn release(&mut self, now: Instant) -> Vec<Action> {
-        let Some(current) = self.current.take() else { return Vec::new() };
-        self.released = Some(now);
-        let mut actions: Vec<Action> = current
-            .ids
-            .iter()
-            .filter(|(_, id)| current.core.standing(**id) == Some(Standing::In))
-            .filter_map(|(name, _)| self.nodes.get(name))
-            .filter(|node| node.connected)
-            .map(|node| Action::Send(node.connection, ToNode::Release))
-            .collect();
-        actions.push(Action::CloseHead);
+        actions.extend(self.release_next(time));
         actions
     }
 
@@ -667,7 +598,7 @@ impl Deployment {
     pub fn is_over(&self) -> bool {
         let all_final = !self.nodes.is_empty() && self.nodes.values().all(Node::is_final);
         match self.started {
-            Some(_) => all_final && self.current.is_none(),
+            Some(_) => all_final && self.current.is_none() && self.releasing.is_empty(),
             // All that were waited for failed before the start.
             None => all_final && self.settings.nodes.is_some_and(|n| self.nodes.len() >= n as usize),
         }

@@ -1,9 +1,10 @@
 //! The deployment's decisions, driven without sockets.
 
 use super::*;
+use crate::deployment::command::Order;
 use ka_chain::feed::Compression;
 
-fn settings(nodes: u32) -> Settings {
+pub(super) fn settings(nodes: u32) -> Settings {
     Settings {
         nodes: Some(nodes),
         min_nodes: 1,
@@ -14,6 +15,8 @@ fn settings(nodes: u32) -> Settings {
         dead_after: Duration::from_secs(8),
         survive: 2,
         stall: Duration::from_secs(60),
+        slow: None,
+        release_every: None,
         history: 0,
         tries: 2,
         trust_nodes: true,
@@ -25,7 +28,7 @@ fn settings(nodes: u32) -> Settings {
     }
 }
 
-fn registration(port: u16) -> Registration {
+pub(super) fn registration(port: u16) -> Registration {
     Registration {
         version: "1".to_owned(),
         purpose: Purpose::Install,
@@ -38,33 +41,33 @@ fn registration(port: u16) -> Registration {
     }
 }
 
-fn record() -> EndRecord {
+pub(super) fn record() -> EndRecord {
     EndRecord { parts: 1, chunks: 9, bytes: 900, digest: [4; 32] }
 }
 
-struct Lab {
-    d: Deployment,
-    now: Instant,
+pub(super) struct Lab {
+    pub d: Deployment,
+    pub now: Instant,
     /// Each node's link to its parent, from its first order.
-    links: BTreeMap<NodeId, ka_chain::link::LinkId>,
+    pub links: BTreeMap<NodeId, ka_chain::link::LinkId>,
 }
 
 impl Lab {
-    fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings) -> Self {
         let now = Instant::now();
         Self { d: Deployment::new(settings, [1; 16], now), now, links: BTreeMap::new() }
     }
 
-    fn register(&mut self, connection: u64, ip: &str) -> Vec<Action> {
+    pub fn register(&mut self, connection: u64, ip: &str) -> Vec<Action> {
         let name = format!("n{connection}");
         self.d.register(connection, name, ip.parse().unwrap(), registration(1000), vec![1], self.now)
     }
 
-    fn says(&mut self, connection: u64, message: ToServer) -> Vec<Action> {
+    pub fn says(&mut self, connection: u64, message: ToServer) -> Vec<Action> {
         self.d.message(connection, message, self.now)
     }
 
-    fn started(count: u64) -> Self {
+    pub fn started(count: u64) -> Self {
         let mut lab = Self::new(settings(count as u32));
         for n in 1..=count {
             // Arrival and address order differ.
@@ -81,7 +84,7 @@ impl Lab {
     }
 
     /// Time passes in steps of a tick, for nodes that are heard all the while but for `silent` ones.
-    fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<Action> {
+    pub fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<Action> {
         let mut actions = Vec::new();
         let end = self.now + time;
         while self.now < end {
@@ -96,7 +99,7 @@ impl Lab {
         actions
     }
 
-    fn status(&self, name: &str) -> &Status {
+    pub fn status(&self, name: &str) -> &Status {
         &self.d.nodes[name].status
     }
 }
@@ -270,7 +273,8 @@ fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
         let joined = lab.links.get(&id).copied().unwrap();
         lab.says(connection, ToServer::Joined(joined));
     }
-    let actions = lab.pass(Duration::from_secs(61), &[]);
+    // A stuck disk is not waited for longer than for the dead to be covered.
+    let actions = lab.pass(Duration::from_secs(69), &[]);
     assert!(actions.iter().any(|a| matches!(a, Action::Send(1, ToNode::Out(_)))), "{actions:?}");
     assert_eq!(*lab.status("n1"), Status::Preparing);
     lab.says(2, ToServer::Ended(record()));

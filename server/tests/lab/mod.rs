@@ -100,8 +100,10 @@ pub struct Lab {
     pub server: Option<Program>,
     pub nodes: Vec<Program>,
     pub folder: tempfile::TempDir,
-    stream: PathBuf,
-    sum: String,
+    /// What is sent.
+    pub stream: PathBuf,
+    /// What `sha256sum` says of it.
+    pub sum: String,
 }
 
 impl Lab {

@@ -123,6 +123,9 @@ impl World {
         if !ticks {
             return;
         }
+        let head = &self.hosts[0].relay;
+        let status = Status { epoch: head.epoch(), cover: head.cover(), ..Status::default() };
+        self.wave.head_status(status);
         let actions = self.wave.tick(now);
         self.act(actions);
         for node in 1..self.wires.len() {
@@ -279,7 +282,13 @@ impl World {
             self.hosts[host].next_status = self.now + 500;
             let relay = &self.hosts[host].relay;
             let consumed = self.hosts[host].consumer.next;
-            let status = Status { held: relay.end(), consumed, stuck: relay.stuck() };
+            let status = Status {
+                held: relay.end(),
+                consumed,
+                stuck: relay.stuck(),
+                epoch: relay.epoch(),
+                cover: relay.cover(),
+            };
             self.report(host, ToServer::Status(status));
         }
     }

@@ -1,7 +1,7 @@
 //! The oracle: it knows where everybody really is, what really broke, and never asks a node what it believes.
 
 use super::plan::EVER;
-use super::world::{State, World};
+use super::world::{SLOW, State, World};
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
 
@@ -81,10 +81,11 @@ impl Oracle {
 }
 
 impl World {
-    /// The one above by the server's table, or the one that takes it over when it has been brought up.
+    /// The one above by the server's table, or the one that takes it over when it has been brought up, or when its parent
+    /// leaves.
     fn is_above(&self, above: usize, node: usize, generations: u8) -> bool {
         let id = NodeId(node as u32);
-        let next = [self.wave.parent(id), self.wave.fetching(id)];
+        let next = [self.wave.parent(id), self.wave.fetching(id), self.wave.heir(id)];
         generations > 0
             && next.into_iter().flatten().any(|parent| {
                 let parent = parent.0 as usize;
@@ -167,6 +168,12 @@ impl World {
         let wrong = if why.starts_with("its disk") {
             let idle = self.now - consumer.took;
             (consumer.gone || idle + TICK < stall).then(|| format!("its disk took a chunk {idle} ms ago"))
+        } else if why == SLOW {
+            // Nobody hangs on it any more.
+            let fed = (1..self.hosts.len())
+                .filter(|child| self.is_in(*child) && self.is_up(*child))
+                .find(|child| self.hosts[*child].relay.parent().is_some_and(|(p, _)| p.0 as usize == node));
+            fed.map(|child| format!("it still feeds node {child}"))
         } else if why.contains("links were dead") {
             let dead = self.oracle.dead_links[node];
             (dead < 2).then(|| format!("{dead} of its links were dead"))

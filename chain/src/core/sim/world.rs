@@ -15,6 +15,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+/// Why a node is removed that is only slow.
+pub(super) const SLOW: &str = "it was too slow";
 /// ms between two ticks of a machine.
 const TICK: u64 = 100;
 
@@ -408,6 +410,7 @@ impl World {
                     self.wake(node, now);
                 }
             }
+            Fault::Remove(node) => self.wave.plan_out(NodeId(node as u32), SLOW, None),
             Fault::SlowControl(node, extra) => {
                 self.wires[node].slow = (now + 5_000, extra);
                 over = now + 5_000;
