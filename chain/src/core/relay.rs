@@ -415,7 +415,8 @@ impl Relay {
     }
 
     fn acknowledgement(&self) -> Acknowledgement {
-        let mut deepest = self.limits.survive;
+        // Children are spoken of even when no death is survived: a planned removal hands them to the parent.
+        let mut deepest = self.limits.survive.max(1);
         if is_planted(Mutation::DropLastGeneration) {
             deepest = deepest.saturating_sub(1);
         }

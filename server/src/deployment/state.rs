@@ -304,8 +304,9 @@ impl Deployment {
                 }));
             }
             ToServer::Lost { link, why } => {
-                // After the release parents go as they like.
-                if id.is_some() {
+                // After the release parents go as they like, and a link may have been replaced already.
+                let current = self.current.as_ref().zip(id);
+                if current.is_some_and(|(current, id)| current.core.stands_on(id, &link)) {
                     actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
                 }
                 actions.extend(self.in_wave(id, now, |core, id| core.lost(id, &link, time)));

@@ -5,6 +5,7 @@
 use super::super::mutation::{Mutation, is_planted};
 use super::{Action, Standing, Status, Wave};
 use crate::core::{HEAD, NodeId, Time};
+use crate::link::LinkId;
 use std::time::Duration;
 
 /// A node that is to leave.
@@ -47,6 +48,12 @@ impl Wave {
         } else if node != HEAD && self.is_in(node) {
             self.planned.push_back(Planned { node, why: why.to_owned(), patience });
         }
+    }
+
+    /// Whether this is the link to the parent that a node was last told of.
+    #[must_use]
+    pub fn stands_on(&self, node: NodeId, link: &LinkId) -> bool {
+        self.members.get(&node).is_some_and(|m| m.standing == Standing::In && m.link.id == *link)
     }
 
     /// Whether a node is about to leave.

@@ -147,7 +147,9 @@ impl Deployment {
         let nodes = current.names.iter().rev().filter(|(id, _)| still_in(**id));
         let nodes = nodes.filter_map(|(_, name)| self.nodes.get(name)).filter(|node| node.connected);
         self.releasing.extend(nodes.map(|node| node.connection));
-        vec![Action::CloseHead]
+        let mut actions = self.release_next(time);
+        actions.push(Action::CloseHead);
+        actions
     }
 
     /// Releases those whose turn it is.
