@@ -4,7 +4,7 @@ use crate::autoconfig::Nic;
 use crate::disk;
 use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
-use crate::reception::{self, Broken, Sink};
+use crate::reception::{self, Broken, NextWave, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
 use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
@@ -166,10 +166,22 @@ fn receive(args: &Receive) -> Result<Exit> {
             facts: Vec::new(),
         })
     })?);
-    session.tell(ToServer::Ready);
-    let result = reception::receive(&session, listener, memory, &sink, || {
-        session.tell(ToServer::Step("receive".to_owned()));
-    });
+    let result = loop {
+        session.tell(ToServer::Ready);
+        let listener = listener.try_clone().context("opening the data port anew")?;
+        let result = reception::receive(&session, listener, memory, &sink, || {
+            session.tell(ToServer::Step("receive".to_owned()));
+        });
+        match result {
+            // A command begins anew; a directory that is half filled does not. The server decides how often.
+            Err(broken) if broken.error.is::<NextWave>() && !matches!(sink, Sink::Directory(_)) => {
+                log::warn!("{:#}; waiting for the next wave", broken.error);
+                drop(broken);
+                session.again();
+            }
+            other => break other,
+        }
+    };
     match result {
         Ok(reception) => {
             if let Some(summary) = &reception.unpacked {

@@ -106,7 +106,7 @@ fn a_slow_cable_is_named() {
     let id = lab.id.clone();
     // What goes to n2, and nothing else.
     lab::sh(&format!("ip netns exec {id}b tc qdisc add dev p2 root tbf rate 40mbit burst 32k latency 50ms"));
-    lab.start_server(&whole(&lab), &["--nodes", "3", "--compress", "off", "--window", "2M"]);
+    lab.start_server(&whole(&lab), &["--nodes", "3", "--compress", "off"]);
     for n in 1..=3 {
         lab.start_node(n, None);
     }
