@@ -27,8 +27,10 @@ pub enum Verdict {
     Released,
     /// This node has no place in the wave any more, but in the next.
     Out(String),
-    /// The server gave the deployment up, or is gone.
+    /// The server gave the deployment up.
     Lost(String),
+    /// The connection to the server is over, and nobody said why. The node may come again with its session.
+    Broken(String),
 }
 
 /// What the writing thread takes.
@@ -39,13 +41,16 @@ enum Out {
     Flush(SyncSender<()>),
 }
 
+/// A place that came before the node was ready for it: where the parent is, where the children are.
+type Early = (Place, Vec<SocketAddr>, Vec<IpAddr>);
+
 /// What the reading thread shares with the others.
 #[derive(Debug, Default)]
 struct Inbox {
     verdict: Option<Verdict>,
     /// The node's place in the chain, and orders that came before it was taken.
     relay: Option<Handle>,
-    early: Vec<(Place, Vec<SocketAddr>)>,
+    early: Vec<Early>,
 }
 
 /// A session with the server.
@@ -82,11 +87,14 @@ impl Session {
         writer.send(&ToServer::Register(register(&socket)?)).context("registering")?;
         // From here on the token may be spent, and the session takes its place.
         trust.keep(Some(given));
-        let (name, order) = match reader.receive().context("waiting for the server's answer")? {
-            Some(ToNode::Order { name, body }) => (name, body),
-            Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
-            Some(_) => bail!("the server answered with something else than an order"),
-            None => bail!("the server closed the connection without an answer"),
+        let (name, order) = loop {
+            match reader.receive().context("waiting for the server's answer")? {
+                Some(ToNode::Order { name, body }) => break (name, body),
+                Some(ToNode::Ping(n)) => writer.send(&ToServer::Pong(n)).context("answering a ping")?,
+                Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
+                Some(_) => bail!("the server answered with something else than an order"),
+                None => bail!("the server closed the connection without an answer"),
+            }
         };
         let (out, queue) = sync_channel::<Out>(QUEUE);
         let (orders_in, orders) = sync_channel(16);
@@ -136,6 +144,7 @@ impl Session {
             Report::Lost(link, why) => ToServer::Lost { link, why },
             Report::Lacking(link, oldest) => ToServer::Lacking { link, oldest },
             Report::Silent(child, link) => ToServer::Silent { child, link },
+            Report::Damaged(link, chunk, why) => ToServer::Damaged { link, chunk, why },
         };
         if !self.try_tell(message) {
             log::warn!("a report to the server found no room");
@@ -146,7 +155,8 @@ impl Session {
     pub fn set_relay(&self, relay: Option<Handle>) {
         let mut inbox = lock(&self.inbox);
         if let Some(relay) = &relay {
-            for (place, addresses) in inbox.early.drain(..) {
+            for (place, addresses, children) in inbox.early.drain(..) {
+                relay.know(&children);
                 relay.place(place, addresses);
             }
         }
@@ -214,7 +224,16 @@ impl Session {
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         match self.verdict() {
-            Some(Verdict::Lost(why)) => Some(why),
+            Some(Verdict::Lost(why) | Verdict::Broken(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Why the connection to the server is over, if it is and the server did not give up: the node may come again.
+    #[must_use]
+    pub fn broken(&self) -> Option<String> {
+        match self.verdict() {
+            Some(Verdict::Broken(why)) => Some(why),
             _ => None,
         }
     }
@@ -275,16 +294,19 @@ fn read_loop(
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
             Ok(Some(ToNode::Out(why))) => decide(Verdict::Out(why)),
             Ok(Some(ToNode::Abort(why))) => decide(Verdict::Lost(format!("the server gave up: {why}"))),
-            Ok(Some(ToNode::Place { place, addresses })) => {
+            Ok(Some(ToNode::Place { place, addresses, children })) => {
                 let addresses = if addresses.is_empty() { vec![server] } else { addresses };
                 let mut inbox = lock(inbox);
                 match &inbox.relay {
-                    Some(relay) => relay.place(place, addresses),
-                    None if inbox.early.len() < EARLY => inbox.early.push((place, addresses)),
+                    Some(relay) => {
+                        relay.know(&children);
+                        relay.place(place, addresses);
+                    }
+                    None if inbox.early.len() < EARLY => inbox.early.push((place, addresses, children)),
                     // Each order says everything, so only the last ones matter.
                     None => {
                         inbox.early.clear();
-                        inbox.early.push((place, addresses));
+                        inbox.early.push((place, addresses, children));
                     }
                 }
             }
@@ -295,11 +317,11 @@ fn read_loop(
                 }
             }
             Ok(None) => {
-                decide(Verdict::Lost("the server closed the control connection".to_owned()));
+                decide(Verdict::Broken("the server closed the control connection".to_owned()));
                 return;
             }
             Err(e) => {
-                decide(Verdict::Lost(format!("the control connection failed: {e}")));
+                decide(Verdict::Broken(format!("the control connection failed: {e}")));
                 return;
             }
         }

@@ -4,8 +4,10 @@
 //! real thing, which puts sockets around the very same code.
 //!
 //! [`relay`] is a node's part (and the server's, at the head): which chunks must stay, who is sent what, whether more may
-//! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans.
+//! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans. [`door`] is every port's: whose
+//! handshake may be under way.
 
+pub mod door;
 pub mod relay;
 pub mod wave;
 

@@ -78,11 +78,15 @@ pub enum Mutation {
     OneDeadLinkIsEnough,
     /// A disk that takes something now and then counts as stuck.
     SlowIsStuck,
+    /// A node that gave a damaged copy twice is taken out before anybody has seen a good one.
+    BlameAtOnce,
+    /// The node that was given damaged copies is taken out in place of the one that gave them.
+    BlameTheWitness,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 37] = [
+pub const ALL: [Mutation; 39] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -120,6 +124,8 @@ pub const ALL: [Mutation; 37] = [
     Mutation::AncestorForgets,
     Mutation::OneDeadLinkIsEnough,
     Mutation::SlowIsStuck,
+    Mutation::BlameAtOnce,
+    Mutation::BlameTheWitness,
 ];
 
 /// Whether this bug is planted.

@@ -7,6 +7,8 @@
 //! Every change is made in one table of parents; [`Wave::sync`] then tells those whose place is another now, parents
 //! before children.
 
+mod damage;
+
 use super::mutation::{Mutation, is_planted};
 use super::{HEAD, Link, NodeId, Place, Time};
 use crate::link::LinkId;
@@ -89,6 +91,7 @@ struct Member {
     stuck_since: Option<Time>,
     ended: bool,
     failed: bool,
+    damage: damage::Damage,
 }
 
 impl Member {
@@ -152,6 +155,7 @@ impl Wave {
             stuck_since: None,
             ended: false,
             failed: false,
+            damage: damage::Damage::default(),
         };
         let members = (1..=count).map(|n| (NodeId(n), member(n, &mut links))).collect();
         Self {
@@ -215,6 +219,8 @@ impl Wave {
             _ => Some(now),
         };
         member.status = status;
+        self.verified(node, status.held);
+        let Some(member) = self.living(node) else { return Vec::new() };
         let caught_up = member.fetching.filter(|(_, to)| status.held >= *to);
         match caught_up {
             Some((ancestor, _)) if !is_planted(Mutation::StayWithServer) => {
@@ -587,7 +593,7 @@ mod tests {
         Settings { arity: 1, survive: 2, dead_after: Duration::from_secs(8), stall: Duration::from_secs(60) }
     }
 
-    fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
+    pub(super) fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
         let mut wave = Wave::new(settings(), count, [7; 32], Time::ZERO);
         let mut places = BTreeMap::new();
         let actions = wave.begin();
@@ -596,7 +602,7 @@ mod tests {
     }
 
     /// Keeps the orders; everybody joins at once.
-    fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
+    pub(super) fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
         for action in actions {
             if let Action::Order(node, place) = action {
                 if let Some((_, link)) = &place.parent {
@@ -608,7 +614,7 @@ mod tests {
         }
     }
 
-    fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
+    pub(super) fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
         places[&NodeId(node)].parent.as_ref().unwrap().0.0
     }
 
