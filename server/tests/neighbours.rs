@@ -15,7 +15,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -366,7 +366,6 @@ fn replayed_and_foreign_sessions_are_refused(d: &Deployment, heard: &[u8]) {
 /// A node with a MAC address, played by the test.
 struct Player {
     session: Session<TcpStream, TcpStream>,
-    stream: TcpStream,
 }
 
 impl Player {
@@ -387,7 +386,7 @@ impl Player {
             facts: Vec::new(),
         };
         session.writer.send(&ToServer::Register(registration)).unwrap();
-        (Self { session, stream }, given)
+        (Self { session }, given)
     }
 
     /// What the server says next, pings left out; they are answered when `alive`.
@@ -410,10 +409,16 @@ fn a_second_claim_to_a_mac_is_refused_while_the_first_answers_and_replaces_it_wh
     let token = token.credential();
     let (mut first, session) = Player::register(&d, &token);
     assert!(matches!(first.hears(true), Some(ToNode::Order { .. })));
+    let falls_silent = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&falls_silent);
     let answering = std::thread::spawn(move || {
-        first.stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        // Until it is told something, or cut off.
-        let _ = first.hears(true);
+        while !flag.load(Ordering::SeqCst) {
+            // One comes each second.
+            match first.session.reader.receive().unwrap() {
+                Some(ToNode::Ping(n)) => first.session.writer.send(&ToServer::Pong(n)).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
         first
     });
     let (mut second, _) = Player::register(&d, &token);
@@ -424,7 +429,8 @@ fn a_second_claim_to_a_mac_is_refused_while_the_first_answers_and_replaces_it_wh
         other => panic!("{other:?}"),
     }
     d.server.wait_for("ALARM: a second node claims to be ");
-    // From here on the first takes no bytes and says none.
+    // From here on the first says nothing, but its connection stands.
+    falls_silent.store(true, Ordering::SeqCst);
     let mut first = answering.join().unwrap();
     let start = Instant::now();
     let (mut third, _) = Player::register(&d, &token);
