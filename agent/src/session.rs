@@ -53,6 +53,11 @@ struct Inbox {
     early: Vec<Early>,
 }
 
+/// The connection ended between the handshake and the server's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("registering at the server: the connection ended before it answered: {0}")]
+struct Dropped(String);
+
 /// A session with the server.
 #[derive(Debug)]
 pub struct Session {
@@ -81,19 +86,40 @@ impl Session {
         patience: Duration,
         register: impl Fn(&TcpStream) -> Result<Registration>,
     ) -> Result<Self> {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match Self::register(server, trust, left, &register) {
+                // It has more to do than it can, or was stopped just then.
+                Err(e) if e.is::<Dropped>() && !left.is_zero() => {
+                    log::warn!("{e:#}; trying again");
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn register(
+        server: &str,
+        trust: &Trust,
+        patience: Duration,
+        register: impl Fn(&TcpStream) -> Result<Registration>,
+    ) -> Result<Self> {
         let (socket, session, given) = connect(server, trust, patience)?;
         let Noise { mut reader, mut writer } = session;
         let address = socket.peer_addr().context("asking for the server's address")?;
-        writer.send(&ToServer::Register(register(&socket)?)).context("registering")?;
+        let dropped = |e: ka_chain::Error| Dropped(e.to_string());
+        writer.send(&ToServer::Register(register(&socket)?)).map_err(dropped)?;
         // From here on the token may be spent, and the session takes its place.
         trust.keep(Some(given));
         let (name, order) = loop {
-            match reader.receive().context("waiting for the server's answer")? {
+            match reader.receive().map_err(dropped)? {
                 Some(ToNode::Order { name, body }) => break (name, body),
-                Some(ToNode::Ping(n)) => writer.send(&ToServer::Pong(n)).context("answering a ping")?,
+                Some(ToNode::Ping(n)) => writer.send(&ToServer::Pong(n)).map_err(dropped)?,
                 Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
                 Some(_) => bail!("the server answered with something else than an order"),
-                None => bail!("the server closed the connection without an answer"),
+                None => return Err(Dropped("the server closed it".to_owned()).into()),
             }
         };
         let (out, queue) = sync_channel::<Out>(QUEUE);
@@ -490,6 +516,37 @@ mod tests {
         session.close();
         assert!(read.load(Ordering::SeqCst));
         server.join().unwrap();
+    }
+
+    /// A crowded server may close just when a node has registered.
+    #[test]
+    fn a_connection_that_is_dropped_before_the_answer_is_tried_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (key, token) = (SecretKey::generate().unwrap(), Token::generate().unwrap());
+        let trust = Trust::new(key.public(), token.clone());
+        let thread = std::thread::spawn({
+            let (key, known) = (key.clone(), token.credential());
+            move || {
+                let end = Instant::now() + Duration::from_secs(5);
+                // The second time it shows the session that was never good, and is told so.
+                for _ in 0..2 {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    stream.read_exact(&mut [0; 8]).unwrap();
+                    let next = Credential::generate().unwrap();
+                    let find = |id: &ka_chain::keys::CredentialId| {
+                        (known.id == *id).then_some((known.clone(), next))
+                    };
+                    if let Ok(mut session) = respond(&stream, &key, find, end) {
+                        session.reader.first::<ToServer>(1000, end).unwrap();
+                    }
+                }
+                server(listener, key, known, |_| ()).join().unwrap();
+            }
+        });
+        let session = Session::open(&address, &trust, Duration::from_secs(20), |_| Ok(register())).unwrap();
+        assert_eq!(session.name, "n");
+        thread.join().unwrap();
     }
 
     #[test]

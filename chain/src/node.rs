@@ -418,7 +418,9 @@ fn accept_loop(listener: &TcpListener, handle: &Handle) {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(e) => {
-                log::warn!("accepting a child: {e}");
+                if let Some(more) = handle.0.entrance.refusals.count(Refusal::Crowded) {
+                    log::warn!("accepting a child: {e}{more}");
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

@@ -130,7 +130,9 @@ impl Hub {
                 Ok((stream, from)) => self.greet(stream, from),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
                 Err(e) => {
-                    log::warn!("accepting a connection: {e}");
+                    if let Some(more) = self.entrance.refusals.count(Refusal::Crowded) {
+                        log::warn!("accepting a connection: {e}{more}");
+                    }
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }

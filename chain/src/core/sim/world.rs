@@ -89,6 +89,8 @@ pub(super) struct World {
     pub(super) conns: Vec<Conn>,
     /// Pairs between which data goes no longer, from and to.
     pub(super) one_way: Vec<(usize, usize)>,
+    /// Who passes chunks on damaged, always or once more.
+    pub(super) damages: Vec<(usize, bool)>,
     pub(super) wave: Wave,
     pub(super) sizes: Vec<u32>,
     pub(super) pushed: u64,
@@ -149,6 +151,7 @@ impl World {
             hosts,
             conns: Vec::new(),
             one_way: Vec::new(),
+            damages: Vec::new(),
             wave,
             sizes,
             pushed: 0,
@@ -408,6 +411,7 @@ impl World {
                     self.wake(node, now);
                 }
             }
+            Fault::Damages { node, always } => self.damages.push((node, always)),
             Fault::SlowControl(node, extra) => {
                 self.wires[node].slow = (now + 5_000, extra);
                 over = now + 5_000;
