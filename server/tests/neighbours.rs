@@ -424,7 +424,7 @@ fn a_second_claim_to_a_mac_is_refused_while_the_first_answers_and_replaces_it_wh
     let (mut second, _) = Player::register(&d, &token);
     match second.hears(true) {
         Some(ToNode::Refused(why)) => {
-            assert!(why.contains("here already") && why.contains("answers"), "{why}")
+            assert!(why.contains("here already") && why.contains("answers"), "{why}");
         }
         other => panic!("{other:?}"),
     }

@@ -256,7 +256,10 @@ impl World {
 
     /// Whether the copy that this connection brings is bad.
     fn is_damaged(&mut self, conn: usize) -> bool {
-        let parent = self.conns[conn].parent;
+        let Conn { parent, child, .. } = self.conns[conn];
+        if self.garbles.contains(&child) {
+            return true;
+        }
         if let Some(at) = self.damages.iter().position(|(host, always)| *host == parent && !always) {
             self.damages.swap_remove(at);
             return true;

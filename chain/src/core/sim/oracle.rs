@@ -178,7 +178,7 @@ impl World {
             let liars = self.damages.iter().filter(|(_, always)| *always).count();
             (liars < 3).then(|| format!("{liars} damage chunks"))
         } else if why.contains("from the server itself") {
-            Some("the server damages nothing".to_owned())
+            (!self.garbles.contains(&node)).then(|| "the server damages nothing".to_owned())
         } else {
             match self.oracle.lacking {
                 Some((lacking, Some(holder))) if lacking == node => {

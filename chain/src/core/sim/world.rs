@@ -91,6 +91,8 @@ pub(super) struct World {
     pub(super) one_way: Vec<(usize, usize)>,
     /// Who passes chunks on damaged, always or once more.
     pub(super) damages: Vec<(usize, bool)>,
+    /// To whom every chunk comes damaged.
+    pub(super) garbles: Vec<usize>,
     pub(super) wave: Wave,
     pub(super) sizes: Vec<u32>,
     pub(super) pushed: u64,
@@ -152,6 +154,7 @@ impl World {
             conns: Vec::new(),
             one_way: Vec::new(),
             damages: Vec::new(),
+            garbles: Vec::new(),
             wave,
             sizes,
             pushed: 0,
@@ -412,6 +415,7 @@ impl World {
                 }
             }
             Fault::Damages { node, always } => self.damages.push((node, always)),
+            Fault::Garbles(node) => self.garbles.push(node),
             Fault::SlowControl(node, extra) => {
                 self.wires[node].slow = (now + 5_000, extra);
                 over = now + 5_000;
