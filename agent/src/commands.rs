@@ -4,7 +4,7 @@ use crate::autoconfig::Nic;
 use crate::disk;
 use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
-use crate::reception::{self, Broken, NextWave, Sink};
+use crate::reception::{self, Broken, NextWave, Reception, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
 use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
@@ -58,7 +58,7 @@ struct Receive {
     /// the name to ask for (default: this machine's)
     #[argh(option, arg_name = "NAME")]
     name: Option<String>,
-    /// how long to look for the server (default 60 s)
+    /// how long to look for the server, at first and when the connection to it was lost (default 60 s)
     #[argh(option, arg_name = "TIME", default = "String::from(\"60s\")")]
     patience: String,
     /// say more
@@ -154,61 +154,77 @@ fn receive(args: &Receive) -> Result<Exit> {
     let listener = data_listener()?;
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
-    let session = Arc::new(Session::open(&args.server, &trust, patience, |_| {
-        Ok(Registration {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            purpose: Purpose::Receive,
-            mac: None,
-            hostname: name.clone(),
-            data_port: port,
-            addresses: addresses()?,
-            memory,
-            facts: Vec::new(),
-        })
-    })?);
-    let result = loop {
+    let open = || {
+        let register = |_: &std::net::TcpStream| {
+            Ok(Registration {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                purpose: Purpose::Receive,
+                mac: None,
+                hostname: name.clone(),
+                data_port: port,
+                addresses: addresses()?,
+                memory,
+                facts: Vec::new(),
+            })
+        };
+        Session::open(&args.server, &trust, patience, register).map(Arc::new)
+    };
+    let mut session = open()?;
+    loop {
         session.tell(ToServer::Ready);
         let listener = listener.try_clone().context("opening the data port anew")?;
+        let mut begun = false;
         let result = reception::receive(&session, listener, memory, &sink, || {
+            begun = true;
             session.tell(ToServer::Step("receive".to_owned()));
         });
-        match result {
-            // A command begins anew; a directory that is half filled does not. The server decides how often.
-            Err(broken) if broken.error.is::<NextWave>() && !matches!(sink, Sink::Directory(_)) => {
-                log::warn!("{:#}; waiting for the next wave", broken.error);
-                drop(broken);
-                session.again();
-            }
-            other => break other,
-        }
-    };
-    match result {
-        Ok(reception) => {
-            if let Some(summary) = &reception.unpacked {
-                log::info!("{summary:?}");
-            }
-            session.tell(ToServer::Done);
-            let verdict = session.wait_verdict();
-            drop(reception);
-            session.close();
-            match verdict {
-                Verdict::Released => Ok(Exit::Done),
-                // Everything was received and verified, and the server knows it.
-                Verdict::Out(why) | Verdict::Lost(why) => bail!("{why}"),
-            }
-        }
-        Err(Broken { error, relay }) => {
-            session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
-            if relay.is_some() {
-                log::error!("{error:#}");
-                // Released or lost: nobody below needs this relay any more.
-                let _ = session.wait_verdict();
-            }
+        let Broken { error, relay } = match result {
+            Ok(reception) => return received(&session, reception),
+            Err(broken) => broken,
+        };
+        // Half a tree is not unpacked over; a command is run once more.
+        let again = !begun || !matches!(sink, Sink::Directory(_));
+        if again && error.is::<NextWave>() {
+            log::warn!("{error:#}; this node waits for the next wave");
             drop(relay);
-            session.close();
-            Err(error)
+            session.again();
+        } else if again && let Some(why) = session.broken() {
+            log::warn!("{error:#}; this node goes back to the server");
+            drop(relay);
+            session = open().with_context(|| why)?;
+        } else {
+            return failed(&session, error, relay);
         }
     }
+}
+
+/// Everything was received: the node stays until the wave is released.
+fn received(session: &Session, reception: Reception) -> Result<Exit> {
+    if let Some(summary) = &reception.unpacked {
+        log::info!("{summary:?}");
+    }
+    session.tell(ToServer::Done);
+    let verdict = session.wait_verdict();
+    drop(reception);
+    session.close();
+    match verdict {
+        Verdict::Released => Ok(Exit::Done),
+        // Everything was received and verified, and the server knows it.
+        Verdict::Out(why) | Verdict::Lost(why) | Verdict::Broken(why) => bail!("{why}"),
+    }
+}
+
+/// The reception failed for good: the node stays a relay until the wave is released.
+fn failed(session: &Session, error: anyhow::Error, relay: Option<Box<Relay>>) -> Result<Exit> {
+    session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
+    if relay.is_some() {
+        log::error!("{error:#}");
+        // Released or lost: nobody below needs this relay any more.
+        let _ = session.wait_verdict();
+    }
+    drop(relay);
+    session.close();
+    Err(error)
 }
 
 fn deploy(args: &Deploy) -> Result<Exit> {

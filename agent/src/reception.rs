@@ -119,6 +119,7 @@ pub fn receive(
     let mut node = Node::start(config, listener, Box::new(move |report| reporting.report(report)))
         .context("taking the place in the chain")?;
     let addresses = if start.addresses.is_empty() { vec![session.server] } else { start.addresses };
+    node.know(&start.children);
     node.place(start.place, addresses);
     session.set_relay(Some(node.handle()));
     let Some(mut reader) = node.reader() else {
@@ -189,7 +190,7 @@ fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBo
     while !over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
         match session.verdict() {
-            Some(Verdict::Lost(why) | Verdict::Out(why)) => {
+            Some(Verdict::Lost(why) | Verdict::Broken(why) | Verdict::Out(why)) => {
                 node.stop(&why);
                 return;
             }

@@ -110,6 +110,15 @@ pub enum ToServer {
     },
     /// The answer to a ping.
     Pong(u64),
+    /// A chunk that came over this link was refused.
+    Damaged {
+        /// Over which link.
+        link: LinkId,
+        /// The chunk.
+        chunk: u64,
+        /// Why.
+        why: String,
+    },
 }
 
 /// How far a node is.
@@ -161,6 +170,8 @@ pub enum ToNode {
         place: Place,
         /// Where the parent listens. No address means: at the server, where the control connection goes.
         addresses: Vec<SocketAddr>,
+        /// Where the children dial from.
+        children: Vec<IpAddr>,
     },
     /// The node has no place in this wave any more; it makes itself ready for the next.
     Out(String),
@@ -191,6 +202,8 @@ pub struct Start {
     pub place: Place,
     /// Where the parent listens. No address means: at the server, where the control connection goes.
     pub addresses: Vec<SocketAddr>,
+    /// Where the children dial from.
+    pub children: Vec<IpAddr>,
 }
 
 /// Connects to the server's control port; the session is opened over it by [`crate::noise::control::initiate`].

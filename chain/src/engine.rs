@@ -400,12 +400,19 @@ impl Engine {
                     // While it is hot in the cache.
                     self.send_to_children();
                 }
-                Err(e) => return self.parent_lost(&e.to_string()),
+                Err(e @ Error::Header(..)) => return self.refuse(&e),
+                Err(e) => {
+                    if matches!(e, Error::Truncated) {
+                        self.shared.received.refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return self.parent_lost(&e.to_string());
+                }
             }
         }
     }
 
-    /// A chunk that does not fit is not kept and not passed on; the link is given up, so that it is asked for once more.
+    /// A copy that is not what the server sent is not kept and not passed on; the link is given up and the server told, so
+    /// that it is asked for once more.
     fn refuse(&mut self, e: &Error) {
         self.shared.received.refused.fetch_add(1, Ordering::Relaxed);
         log::error!("{e}");
@@ -414,7 +421,9 @@ impl Engine {
             self.shared.end(Err(e.to_string()));
             self.shared.store.stop(&e.to_string());
         }
-        self.parent_lost(&e.to_string());
+        if let Some(parent) = self.parent.take() {
+            (self.report)(Report::Damaged(parent.link, self.relay.end(), e.to_string()));
+        }
     }
 
     /// Opens and checks a chunk, and keeps it.

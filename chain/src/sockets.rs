@@ -45,6 +45,7 @@ impl Parent {
                 }
             };
             match read {
+                Ok(0) if self.got > 0 || self.body.is_some() => return Err(Error::Truncated),
                 Ok(0) => return Err(closed()),
                 Ok(n) => self.got += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -67,7 +68,7 @@ impl Parent {
     /// When a header is whole, its body is next.
     fn begin_body(&mut self, pool: &Pool) -> Result<(), Error> {
         if self.body.is_none() && self.got == HEADER {
-            let header = Header::from_bytes(&self.header)?;
+            let header = Header::from_bytes(&self.header).map_err(|e| Error::Header(e.to_string()))?;
             self.body = Some((header, pool.take_sized(header.sealed as usize)));
             self.got = 0;
         }

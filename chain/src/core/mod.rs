@@ -5,9 +5,10 @@
 //!
 //! [`relay`] is a node's part (and the server's, at the head): which chunks must stay, who is sent what, whether more may
 //! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans. [`waits`] counts what a place
-//! waits for, and [`brake`] sees from that what holds the chain up.
+//! waits for, and [`brake`] sees from that what holds the chain up. [`door`] is every port's: whose handshake may be under way.
 
 pub mod brake;
+pub mod door;
 pub mod relay;
 pub mod waits;
 pub mod wave;

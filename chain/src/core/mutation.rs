@@ -80,11 +80,15 @@ pub enum Mutation {
     SlowIsStuck,
     /// A node that is to leave goes before its children have another parent.
     RemoveAtOnce,
+    /// A node that gave a damaged copy twice is taken out before anybody has seen a good one.
+    BlameAtOnce,
+    /// The node that was given damaged copies is taken out in place of the one that gave them.
+    BlameTheWitness,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 38] = [
+pub const ALL: [Mutation; 40] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -123,6 +127,8 @@ pub const ALL: [Mutation; 38] = [
     Mutation::OneDeadLinkIsEnough,
     Mutation::SlowIsStuck,
     Mutation::RemoveAtOnce,
+    Mutation::BlameAtOnce,
+    Mutation::BlameTheWitness,
 ];
 
 /// Whether this bug is planted.

@@ -7,6 +7,7 @@
 //! Every change is made in one table of parents; [`Wave::sync`] then tells those whose place is another now, parents
 //! before children.
 
+mod damage;
 mod removal;
 
 use super::mutation::{Mutation, is_planted};
@@ -96,6 +97,7 @@ struct Member {
     stuck_since: Option<Time>,
     ended: bool,
     failed: bool,
+    damage: damage::Damage,
 }
 
 impl Member {
@@ -162,6 +164,7 @@ impl Wave {
             stuck_since: None,
             ended: false,
             failed: false,
+            damage: damage::Damage::default(),
         };
         let members = (1..=count).map(|n| (NodeId(n), member(n, &mut links))).collect();
         Self {
@@ -227,6 +230,8 @@ impl Wave {
             _ => Some(now),
         };
         member.status = status;
+        self.verified(node, status.held);
+        let Some(member) = self.living(node) else { return Vec::new() };
         let caught_up = member.fetching.filter(|(_, to)| status.held >= *to);
         match caught_up {
             Some((ancestor, _)) if !is_planted(Mutation::StayWithServer) => {

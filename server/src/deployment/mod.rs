@@ -1,6 +1,8 @@
 //! `ka-server deploy`: one deployment from start to summary. [`state`] decides, [`listen`] talks to the nodes, [`source`]
 //! feeds the chain, and the loop here carries events and actions between them.
 
+pub mod addresses;
+pub mod claims;
 pub mod command;
 pub mod display;
 pub mod go;
@@ -18,6 +20,7 @@ use crate::trust::gate::Gate;
 use crate::trust::key_file;
 use crate::trust::token_file::TokenFile;
 use anyhow::{Context, Result};
+use claims::Newcomer;
 use command::{DeployArgs, Settings};
 use display::Display;
 use golden::Plan;
@@ -25,6 +28,7 @@ use ka_chain::control::{Registration, ToNode, ToServer};
 use ka_chain::core::HEAD;
 use ka_chain::core::relay::Limits;
 use ka_chain::feed::Feeder;
+use ka_chain::keys::CredentialId;
 use ka_chain::node::{Config, Node, Report};
 use ka_chain::seal::{Wave, random};
 use ka_chain::sign::Signer;
@@ -241,11 +245,13 @@ impl Run<'_> {
     fn event(&mut self, event: Incoming) -> Vec<Action> {
         let now = Instant::now();
         match event {
-            Incoming::Registered(connection, address, registration) => {
-                match self.order_for(&registration, address) {
+            Incoming::Registered(connection, address, registration, session) => {
+                match self.order_for(&registration, address, session) {
                     Ok((identity, order)) => {
-                        self.connections.insert(connection, identity.name.clone());
-                        self.deployment.register(connection, identity.name, address, registration, order, now)
+                        let name = identity.name;
+                        self.connections.insert(connection, name.clone());
+                        let newcomer = Newcomer { connection, name, address, registration, order, session };
+                        self.deployment.register(newcomer, now)
                     }
                     Err(e) => vec![
                         Action::Send(connection, ToNode::Refused(format!("{e:#}"))),
@@ -284,12 +290,13 @@ impl Run<'_> {
         &mut self,
         registration: &Registration,
         address: std::net::IpAddr,
+        session: CredentialId,
     ) -> Result<(Identity, Vec<u8>)> {
         let mac: Option<Mac> = match &registration.mac {
             Some(text) => Some(text.parse().context("the node's MAC address")?),
             None => None,
         };
-        let identity = self.pxe.identity(mac, registration, address)?;
+        let identity = self.pxe.identity(mac, registration, address, session)?;
         if !installs(registration) {
             return Ok((identity, Vec::new()));
         }
@@ -406,9 +413,17 @@ impl Run<'_> {
             report_pack(summary, display);
         }
         display.summary(&self.deployment, self.plan.total(), Instant::now());
-        let strays = self.hub.strays.load(Ordering::Relaxed);
-        if strays > 0 {
-            display.say(&format!("{strays} connections were neither nodes nor children and were dropped"));
+        let refusals = &self.hub.entrance.refusals;
+        if refusals.total() > 0 {
+            display.say(&format!(
+                "{} connections were neither nodes nor children and were dropped: {}",
+                refusals.total(),
+                refusals.text()
+            ));
+        }
+        if self.deployment.damaged > 0 {
+            display
+                .say(&format!("{} damaged or forged chunks were refused by nodes", self.deployment.damaged));
         }
         for (count, what) in [
             (&self.gate.refused_tokens, "nodes were refused because of their token"),

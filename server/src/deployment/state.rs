@@ -4,21 +4,28 @@
 mod brake;
 mod waves;
 
+use super::addresses::{addresses_for, places_of};
+use super::claims::{Claims, Newcomer};
 use super::command::Settings;
 use ka_chain::control::{Progress, Purpose, Registration, Start, ToNode, ToServer};
 use ka_chain::core::wave;
 use ka_chain::core::{Clock, HEAD, NodeId, Place, Time, wave::Wave};
+use ka_chain::keys::CredentialId;
 use ka_chain::node::Report;
 use ka_chain::seal;
 use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
+/// How long a node whose connection was lost in a wave is waited for, before the deployment ends without it.
+const RETURN: Duration = Duration::from_secs(5);
+/// The same when no node is left at all: then it is the server's own network that is in trouble.
+const RETURN_OF_ALL: Duration = Duration::from_secs(60);
 
 use brake::Braking;
 pub use brake::Held;
@@ -53,6 +60,8 @@ pub struct Node {
     pub connection: ConnectionId,
     /// Whether that is open.
     pub connected: bool,
+    /// Its session, the same whenever it comes again.
+    pub session: CredentialId,
     /// Its name.
     pub name: String,
     /// What it said of itself.
@@ -77,6 +86,8 @@ pub struct Node {
     pub facts: Vec<(String, String)>,
     /// When it was last heard.
     pub heard: Time,
+    /// When its connection was lost in a wave: it may come again.
+    pub lost: Option<Time>,
     /// When it registered.
     pub since: Instant,
     /// When it was done or failed.
@@ -131,7 +142,10 @@ pub struct Deployment {
     /// The nodes by name.
     pub nodes: BTreeMap<String, Node>,
     connections: BTreeMap<ConnectionId, String>,
+    claims: Claims,
     clock: Clock,
+    /// The running time, as of the last event.
+    now: Time,
     begun: Instant,
     /// Since when nodes that are ready have waited for a wave.
     waiting_since: Option<Time>,
@@ -143,6 +157,8 @@ pub struct Deployment {
     pub held_up: BTreeMap<Held, Duration>,
     /// Waves that have begun.
     pub waves: u32,
+    /// Chunks that nodes refused.
+    pub damaged: u64,
     /// When the first stream began.
     pub started: Option<Instant>,
     /// When the last stream was over at every node.
@@ -160,7 +176,9 @@ impl Deployment {
             id,
             nodes: BTreeMap::new(),
             connections: BTreeMap::new(),
+            claims: Claims::default(),
             clock: Clock::default(),
+            now: Time::ZERO,
             begun: now,
             waiting_since: None,
             current: None,
@@ -168,6 +186,7 @@ impl Deployment {
             next_release: Time::ZERO,
             held_up: BTreeMap::new(),
             waves: 0,
+            damaged: 0,
             started: None,
             released: None,
             sent: BTreeMap::new(),
@@ -175,7 +194,8 @@ impl Deployment {
     }
 
     fn time(&mut self, now: Instant) -> Time {
-        self.clock.advance(now.saturating_duration_since(self.begun))
+        self.now = self.clock.advance(now.saturating_duration_since(self.begun));
+        self.now
     }
 
     /// What the last wave's source sent, once it is all sent; or why it failed.
@@ -184,41 +204,31 @@ impl Deployment {
         self.sent.get(&self.waves)
     }
 
-    /// Lets a node in under `name`, or refuses it. `order` is what it is to become.
-    pub fn register(
-        &mut self,
-        connection: ConnectionId,
-        name: String,
-        address: IpAddr,
-        registration: Registration,
-        order: Vec<u8>,
-        now: Instant,
-    ) -> Vec<Action> {
+    /// Lets a node in, or refuses it, or asks the one that has its name.
+    pub fn register(&mut self, newcomer: Newcomer, now: Instant) -> Vec<Action> {
         let time = self.time(now);
+        let Newcomer { connection, address, session, .. } = newcomer;
         let mut actions = Vec::new();
-        if let Some(old) = self.nodes.get(&name) {
-            if old.connected && !old.is_final() {
-                let why = format!("a node named {name} is here already, from {}", old.address);
-                return vec![
-                    Action::Send(connection, ToNode::Refused(why)),
-                    Action::Close(connection),
-                    Action::Say(format!(
-                        "ALARM: a second node claims to be {name}, from {address}; it was refused"
-                    )),
-                ];
+        if let Some(old) = self.nodes.get(&newcomer.name).filter(|old| old.connected) {
+            let (holder, name) = (old.connection, newcomer.name.clone());
+            if old.session != session {
+                return self.claim(newcomer, holder);
             }
+            // It knows better than we do that its old connection is over.
+            actions.push(Action::Close(holder));
+            actions.extend(self.closed(holder, &format!("{name} came over another one"), now));
+        }
+        let Newcomer { name, registration, order, .. } = newcomer;
+        if let Some(old) = self.nodes.get(&name) {
             // It was power-cycled, or failed and came again.
             let tries = old.tries;
             if tries >= self.settings.tries {
                 let why = format!("{name} was in {tries} waves already (--tries)");
-                return vec![
-                    Action::Send(connection, ToNode::Refused(why.clone())),
-                    Action::Close(connection),
-                    Action::Say(format!("{address} was refused: {why}")),
-                ];
+                actions.extend(refuse(connection, why.clone()));
+                actions.push(Action::Say(format!("{address} was refused: {why}")));
+                return actions;
             }
             actions.push(Action::Say(format!("{name} is here again, from {address}")));
-            actions.push(Action::Close(old.connection));
             self.connections.remove(&old.connection);
         }
         let late = if self.waves > 0 { ", for the next wave" } else { "" };
@@ -227,6 +237,7 @@ impl Deployment {
         let node = Node {
             connection,
             connected: true,
+            session,
             name: name.clone(),
             registration,
             address,
@@ -239,6 +250,7 @@ impl Deployment {
             tries,
             facts: Vec::new(),
             heard: time,
+            lost: None,
             since: now,
             until: None,
         };
@@ -246,6 +258,22 @@ impl Deployment {
         self.nodes.insert(name.clone(), node);
         actions.push(Action::Send(connection, ToNode::Order { name, body: order }));
         actions
+    }
+
+    /// Somebody claims the name of a node that is here: that one is asked.
+    fn claim(&mut self, newcomer: Newcomer, holder: ConnectionId) -> Vec<Action> {
+        let (connection, name, address) = (newcomer.connection, newcomer.name.clone(), newcomer.address);
+        let Some(number) = self.claims.make(newcomer) else {
+            let mut actions = refuse(connection, format!("somebody claims to be {name} already"));
+            actions.push(Action::Say(format!(
+                "ALARM: a third node claims to be {name}, from {address}; it was refused"
+            )));
+            return actions;
+        };
+        vec![
+            Action::Say(format!("a second node claims to be {name}, from {address}; the first is asked")),
+            Action::Send(holder, ToNode::Ping(number)),
+        ]
     }
 
     /// The node behind a connection.
@@ -274,7 +302,18 @@ impl Deployment {
             }
             ToServer::Step(step) => node.step = clean(&step, 64),
             // Logs go to the node's file; see `run`.
-            ToServer::Log { .. } | ToServer::Pong(_) => {}
+            ToServer::Log { .. } => {}
+            ToServer::Pong(number) => {
+                if let Some(claim) = self.claims.answered(&node.name, number) {
+                    let (name, here, from) = (&node.name, node.address, claim.address);
+                    let why = format!("a node named {name} is here already, from {here}, and answers");
+                    actions.extend(refuse(claim.connection, why));
+                    actions.push(Action::Say(format!(
+                        "ALARM: a second node claims to be {name}, from {from}; the first, from {here}, answers: the \
+                         second was refused"
+                    )));
+                }
+            }
             ToServer::Ready => {
                 if node.status == Status::Preparing {
                     node.status = Status::Ready;
@@ -316,6 +355,11 @@ impl Deployment {
             }
             ToServer::Silent { child, link } => {
                 actions.extend(self.in_wave(id, now, |core, _| core.silent_link(child, &link, time)));
+            }
+            ToServer::Damaged { link, chunk, why } => {
+                self.damaged += 1;
+                actions.push(Action::Say(format!("{} refused a chunk: {}", node.name, clean(&why, 300))));
+                actions.extend(self.in_wave(id, now, |core, id| core.damaged(id, &link, chunk, time)));
             }
             ToServer::Ended(record) => {
                 node.ended = Some(record);
@@ -366,7 +410,7 @@ impl Deployment {
                 self.in_wave(Some(HEAD), now, |core, _| core.silent_link(*child, link, time))
             }
             // The head has no parent.
-            Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) => Vec::new(),
+            Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) | Report::Damaged(..) => Vec::new(),
         }
     }
 
@@ -381,6 +425,10 @@ impl Deployment {
                     let Some(connection) = self.connection_of(id) else { continue };
                     let step = self.node_of(connection).map(|n| n.step.clone()).unwrap_or_default();
                     actions.push(Action::Close(connection));
+                    let lost = self.now;
+                    if let Some(node) = self.node_mut(connection).filter(|node| !node.is_final()) {
+                        node.lost = Some(lost);
+                    }
                     actions.extend(self.fail(connection, step, why, now));
                     self.forget(connection);
                 }
@@ -423,6 +471,11 @@ impl Deployment {
         let parent = parent.and_then(|name| self.nodes.get(name));
         // Without an address: the server itself.
         let addresses = parent.map_or_else(Vec::new, |parent| addresses_for(node, parent));
+        let children = place.children.iter().filter_map(|(child, _)| current.names.get(child));
+        let children = children
+            .filter_map(|name| self.nodes.get(name))
+            .flat_map(|child| places_of(child.address, &child.registration))
+            .collect();
         let message = if first {
             ToNode::Start(Box::new(Start {
                 wave: current.key.clone(),
@@ -433,9 +486,10 @@ impl Deployment {
                 signer: current.signer.as_ref().map(|signer| signer.public()),
                 place,
                 addresses,
+                children,
             }))
         } else {
-            ToNode::Place { place, addresses }
+            ToNode::Place { place, addresses, children }
         };
         Some(Action::Send(node.connection, message))
     }
@@ -512,6 +566,10 @@ impl Deployment {
         vec![Action::Say(say), Action::Final(name)]
     }
 
+    fn node_mut(&mut self, connection: ConnectionId) -> Option<&mut Node> {
+        self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name))
+    }
+
     fn forget(&mut self, connection: ConnectionId) {
         if let Some(node) = self.connections.remove(&connection).and_then(|name| self.nodes.get_mut(&name)) {
             node.connected = false;
@@ -520,10 +578,15 @@ impl Deployment {
 
     /// A connection is gone. While its wave runs the node is dead; before the node may come again; later it has failed.
     pub fn closed(&mut self, connection: ConnectionId, why: &str, now: Instant) -> Vec<Action> {
+        self.claims.closed(connection);
+        let lost = self.now;
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
         node.connected = false;
+        if node.status == Status::Running {
+            node.lost = Some(lost);
+        }
         let (name, step, known) = (node.name.clone(), node.step.clone(), node.is_final());
         let waited = matches!(node.status, Status::Preparing | Status::Ready);
         let why = format!("the connection was lost: {why}");
@@ -580,6 +643,14 @@ impl Deployment {
             let orders = current.core.tick(time);
             actions.extend(self.carry_out(orders, now));
         }
+        let nodes = &self.nodes;
+        for claim in self.claims.freed(|name| nodes.get(name).is_some_and(|node| node.connected)) {
+            actions.push(Action::Say(format!(
+                "{} said nothing; the one from {} takes its place",
+                claim.name, claim.address
+            )));
+            actions.extend(self.register(claim, now));
+        }
         actions.extend(self.judge_brake(time));
         if self.current.is_none() && self.may_start(time) {
             match self.start(now, time) {
@@ -599,10 +670,21 @@ impl Deployment {
     pub fn is_over(&self) -> bool {
         let all_final = !self.nodes.is_empty() && self.nodes.values().all(Node::is_final);
         match self.started {
-            Some(_) => all_final && self.current.is_none() && self.releasing.is_empty(),
+            Some(_) => {
+                all_final && self.current.is_none() && self.releasing.is_empty() && !self.may_come_again()
+            }
             // All that were waited for failed before the start.
             None => all_final && self.settings.nodes.is_some_and(|n| self.nodes.len() >= n as usize),
         }
+    }
+
+    /// Whether a node whose connection was lost in a wave may still come for another.
+    fn may_come_again(&self) -> bool {
+        let alone = self.nodes.values().all(|n| n.lost.is_some() || !n.connected && n.status != Status::Done);
+        let patience = if alone { RETURN_OF_ALL } else { RETURN };
+        let waited = |since: Time| self.now.saturating_sub(since) >= patience;
+        let mut lost = self.nodes.values().filter(|n| n.tries < self.settings.tries);
+        lost.any(|n| n.lost.is_some_and(|since| !waited(since)))
     }
 
     /// Installed and failed nodes.
@@ -619,38 +701,8 @@ impl Deployment {
     }
 }
 
-/// Where `child` tries to reach `parent`: the address that the server sees first, then the others that it reported.
-/// Loopback only when both are on one host.
-fn addresses_for(child: &Node, parent: &Node) -> Vec<SocketAddr> {
-    let port = parent.registration.data_port;
-    let mut addresses = Vec::new();
-    let seen = parent.address.to_canonical();
-    if seen.is_loopback() {
-        if child.address.to_canonical().is_loopback() {
-            addresses.push(seen);
-        }
-    } else {
-        addresses.push(seen);
-    }
-    addresses.extend(
-        parent
-            .registration
-            .addresses
-            .iter()
-            .map(IpAddr::to_canonical)
-            .filter(|a| !a.is_loopback() && !a.is_unspecified()),
-    );
-    if addresses.is_empty() {
-        addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
-    let mut unique: Vec<SocketAddr> = Vec::new();
-    for address in addresses {
-        let address = SocketAddr::new(address, port);
-        if !unique.contains(&address) && unique.len() < 16 {
-            unique.push(address);
-        }
-    }
-    unique
+fn refuse(connection: ConnectionId, why: String) -> Vec<Action> {
+    vec![Action::Send(connection, ToNode::Refused(why)), Action::Close(connection)]
 }
 
 /// Text from a node, as it may be shown: no control characters, not too long.

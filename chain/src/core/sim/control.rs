@@ -26,6 +26,7 @@ pub(super) enum ToServer {
     Lost(LinkId),
     Lacking(LinkId, u64),
     Silent(NodeId, LinkId),
+    Damaged(LinkId, u64),
     Ended,
     Closed,
 }
@@ -166,6 +167,7 @@ impl World {
                 self.wave.lacking(id, link, *oldest, now)
             }
             ToServer::Silent(child, link) => self.wave.silent_link(*child, link, now),
+            ToServer::Damaged(link, chunk) => self.wave.damaged(id, link, *chunk, now),
             ToServer::Ended => {
                 self.wave.ended(id);
                 return;
@@ -322,6 +324,7 @@ fn short(message: &ToServer) -> String {
         ToServer::Joined(id) => format!("joined {}", link(id)),
         ToServer::Lost(id) => format!("lost {}", link(id)),
         ToServer::Lacking(id, oldest) => format!("lacking {}, the oldest is {oldest}", link(id)),
+        ToServer::Damaged(id, chunk) => format!("chunk {chunk} damaged {}", link(id)),
         ToServer::Silent(child, id) => format!("silent {} {}", child.0, link(id)),
         other => format!("{other:?}"),
     }

@@ -1,6 +1,6 @@
 //! The oracle: it knows where everybody really is, what really broke, and never asks a node what it believes.
 
-use super::plan::EVER;
+use super::plan::{EVER, Fault, Planned};
 use super::world::{SLOW, State, World};
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
@@ -177,6 +177,15 @@ impl World {
         } else if why.contains("links were dead") {
             let dead = self.oracle.dead_links[node];
             (dead < 2).then(|| format!("{dead} of its links were dead"))
+        } else if why.contains("on damaged") {
+            // Two that did it once each look like one that did it twice only to the one that was given both.
+            let does = self.damages.contains(&(node, true)) || self.once_damaged(node) >= 2;
+            (!does).then(|| "it damages nothing".to_owned())
+        } else if why.contains("of one node after the other") {
+            let liars = self.damages.iter().filter(|(_, always)| *always).count();
+            (liars < 3).then(|| format!("{liars} damage chunks"))
+        } else if why.contains("from the server itself") {
+            (!self.garbles.contains(&node)).then(|| "the server damages nothing".to_owned())
         } else {
             match self.oracle.lacking {
                 Some((lacking, Some(holder))) if lacking == node => {
@@ -216,8 +225,18 @@ impl World {
         self.oracle.lacking = Some((node, holder));
     }
 
+    /// How often this node was to pass a chunk on damaged once.
+    fn once_damaged(&self, node: usize) -> usize {
+        let once = |fault: &&Planned| fault.fault == Fault::Damages { node, always: false };
+        self.plan.faults.iter().filter(once).count()
+    }
+
     /// A link is declared dead: it must have had a fault of its own, and both its ends live.
     pub(super) fn check_said(&mut self, text: &str) {
+        if text.contains("damaged twice") {
+            // The one who damages is passed over like one that is dead.
+            self.oracle.losses += 1;
+        }
         let Some((parent, node)) = dead_link(text) else { return };
         let now = self.now;
         let fault = |(_, from, to): &&(u32, usize, usize)| {

@@ -91,6 +91,10 @@ pub(super) struct World {
     pub(super) conns: Vec<Conn>,
     /// Pairs between which data goes no longer, from and to.
     pub(super) one_way: Vec<(usize, usize)>,
+    /// Who passes chunks on damaged, always or once more.
+    pub(super) damages: Vec<(usize, bool)>,
+    /// To whom every chunk comes damaged.
+    pub(super) garbles: Vec<usize>,
     pub(super) wave: Wave,
     pub(super) sizes: Vec<u32>,
     pub(super) pushed: u64,
@@ -151,6 +155,8 @@ impl World {
             hosts,
             conns: Vec::new(),
             one_way: Vec::new(),
+            damages: Vec::new(),
+            garbles: Vec::new(),
             wave,
             sizes,
             pushed: 0,
@@ -411,6 +417,8 @@ impl World {
                 }
             }
             Fault::Remove(node) => self.wave.plan_out(NodeId(node as u32), SLOW, None),
+            Fault::Damages { node, always } => self.damages.push((node, always)),
+            Fault::Garbles(node) => self.garbles.push(node),
             Fault::SlowControl(node, extra) => {
                 self.wires[node].slow = (now + 5_000, extra);
                 over = now + 5_000;

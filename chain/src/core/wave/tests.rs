@@ -7,7 +7,7 @@ fn settings() -> Settings {
     Settings { arity: 1, survive: 2, dead_after: Duration::from_secs(8), stall: Duration::from_secs(60) }
 }
 
-fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
+pub(super) fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
     let mut wave = Wave::new(settings(), count, [7; 32], Time::ZERO);
     let mut places = BTreeMap::new();
     let actions = wave.begin();
@@ -16,7 +16,7 @@ fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
 }
 
 /// Keeps the orders; everybody joins at once.
-fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
+pub(super) fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
     for action in actions {
         if let Action::Order(node, place) = action {
             if let Some((_, link)) = &place.parent {
@@ -28,7 +28,7 @@ fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Acti
     }
 }
 
-fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
+pub(super) fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
     places[&NodeId(node)].parent.as_ref().unwrap().0.0
 }
 
