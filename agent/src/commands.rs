@@ -4,8 +4,9 @@ use crate::autoconfig::Nic;
 use crate::disk;
 use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
-use crate::reception::{self, Broken, Sink};
+use crate::reception::{self, Broken, NextWave, Reception, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
+use crate::target::Target;
 use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
@@ -13,6 +14,7 @@ use ka_chain::control::{Purpose, Registration, ToServer};
 use ka_cli::exit::Exit;
 use ka_cli::units::parse_time;
 use log::LevelFilter;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,11 +168,7 @@ fn receive(args: &Receive) -> Result<Exit> {
             facts: Vec::new(),
         })
     })?);
-    session.tell(ToServer::Ready);
-    let result = reception::receive(&session, listener, memory, &sink, || {
-        session.tell(ToServer::Step("receive".to_owned()));
-    });
-    match result {
+    match waves(&session, &listener, memory, &sink) {
         Ok(reception) => {
             if let Some(summary) = &reception.unpacked {
                 log::info!("{summary:?}");
@@ -195,6 +193,35 @@ fn receive(args: &Receive) -> Result<Exit> {
             drop(relay);
             session.close();
             Err(error)
+        }
+    }
+}
+
+/// Receives the stream, in the next wave when this one goes on without the node; the server decides how often.
+fn waves(
+    session: &Arc<Session>,
+    listener: &TcpListener,
+    memory: u64,
+    sink: &Sink,
+) -> Result<Reception, Broken> {
+    let target = match sink {
+        Sink::Directory(target) => Some(Target::new(target)?),
+        Sink::Command(_) | Sink::Discard => None,
+    };
+    loop {
+        let listener = listener.try_clone().context("opening the data port anew")?;
+        session.tell(ToServer::Ready);
+        let result = reception::receive(session, listener, memory, sink, || {
+            session.tell(ToServer::Step("receive".to_owned()));
+        });
+        match result {
+            Err(Broken { error, relay }) if error.is::<NextWave>() => {
+                log::warn!("{error:#}; this node makes itself ready for the next wave");
+                drop(relay);
+                session.again();
+                target.as_ref().map_or(Ok(()), Target::empty)?;
+            }
+            other => return other,
         }
     }
 }

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// How long the nodes that are owed another wave wait for each other, when `--wait` does not say.
 const NEXT_WAVE: Duration = Duration::from_secs(60);
+/// How long a node that is owed another wave may go without a word about getting ready: its disk may be hung while its
+/// machine answers pings.
+const NEXT_READY: Duration = Duration::from_secs(300);
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
 
@@ -74,6 +77,8 @@ pub struct Node {
     pub facts: Vec<(String, String)>,
     /// When it was last heard.
     pub heard: Time,
+    /// When it last said more than that it lives.
+    pub spoke: Time,
     /// When it registered.
     pub since: Instant,
     /// When it was done or failed.
@@ -226,6 +231,7 @@ impl Deployment {
             tries,
             facts: Vec::new(),
             heard: time,
+            spoke: time,
             since: now,
             until: None,
         };
@@ -248,6 +254,9 @@ impl Deployment {
             return Vec::new();
         };
         node.heard = time;
+        if !matches!(message, ToServer::Pong(_)) {
+            node.spoke = time;
+        }
         let id = self.current.as_ref().and_then(|current| current.ids.get(&node.name)).copied();
         if let (Some(current), Some(id)) = (&mut self.current, id) {
             current.core.heard(id, time);
@@ -418,7 +427,7 @@ impl Deployment {
     /// A node has no place in the wave any more; it gets another wave, or none.
     fn out(&mut self, id: NodeId, why: &str, now: Instant) -> Vec<Action> {
         let Some(connection) = self.connection_of(id) else { return Vec::new() };
-        let tries = self.settings.tries;
+        let (tries, time) = (self.settings.tries, self.time(now));
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
@@ -427,6 +436,7 @@ impl Deployment {
         }
         if node.tries < tries {
             node.status = Status::Preparing;
+            node.spoke = time;
             node.ended = None;
             node.claims_done = false;
             node.step = "next wave".to_owned();
@@ -550,6 +560,7 @@ impl Deployment {
             actions.push(Action::Close(connection));
             actions.extend(self.closed(connection, &why, now));
         }
+        actions.extend(self.fail_the_hung(time, now));
         if let Some(current) = &mut self.current {
             let orders = current.core.tick(time);
             actions.extend(self.carry_out(orders, now));
@@ -562,6 +573,25 @@ impl Deployment {
         }
         if self.may_release() {
             actions.extend(self.release(now));
+        }
+        actions
+    }
+
+    /// Nodes that do not get ready for the next wave: nobody may wait for them for ever.
+    fn fail_the_hung(&mut self, time: Time, now: Instant) -> Vec<Action> {
+        if self.waves == 0 {
+            return Vec::new();
+        }
+        let hung = |n: &&Node| {
+            let quiet = time.saturating_sub(n.spoke) >= NEXT_READY;
+            n.connected && n.status == Status::Preparing && quiet
+        };
+        let hung: Vec<_> = self.nodes.values().filter(hung).map(|n| (n.connection, n.step.clone())).collect();
+        let mut actions = Vec::new();
+        for (connection, step) in hung {
+            let why = format!("it did not get ready for the next wave: no word for {} s", NEXT_READY.as_secs());
+            actions.push(Action::Send(connection, ToNode::Abort(why.clone())));
+            actions.extend(self.fail(connection, step, why, now));
         }
         actions
     }

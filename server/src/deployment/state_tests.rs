@@ -293,6 +293,25 @@ fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
     assert_eq!(lab.d.counts(), (3, 0));
 }
 
+/// Its disk is hung, its machine answers pings.
+#[test]
+fn a_node_that_never_gets_ready_for_the_next_wave_does_not_hold_the_deployment() {
+    let mut lab = Lab::started(1);
+    lab.register(2, "10.0.0.2");
+    lab.says(1, ToServer::Ended(record()));
+    lab.d.fed(Ok(record()));
+    lab.says(1, ToServer::Done);
+    let quiet = lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!quiet.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))) && !lab.d.is_over());
+    lab.says(2, ToServer::Step("format".to_owned()));
+    lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!lab.d.is_over(), "it said how far it is");
+    let actions = lab.pass(Duration::from_secs(2), &[]);
+    assert!(actions.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))), "{actions:?}");
+    assert!(lab.d.is_over());
+    assert_eq!(lab.d.counts(), (1, 1));
+}
+
 #[test]
 fn after_the_release_a_busy_node_is_given_more_time() {
     let mut lab = Lab::started(1);
