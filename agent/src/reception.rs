@@ -360,8 +360,7 @@ mod tests {
     fn a_sink_command_that_takes_nothing_does_not_hold_a_node_that_is_out_of_its_wave() {
         let start = std::time::Instant::now();
         let wanted = || start.elapsed() < Duration::from_millis(500);
-        let error =
-            pipe_to(&mut &vec![7; 4 << 20][..], "sleep 20; true", &mut &Counters::default(), &wanted);
+        let error = pipe_to(&mut &vec![7; 4 << 20][..], "sleep 20; true", &mut &Counters::default(), &wanted);
         let error = format!("{:#}", error.unwrap_err());
         assert!(error.ends_with("the wave goes on without this node"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(10));

@@ -589,7 +589,8 @@ impl Deployment {
         let hung: Vec<_> = self.nodes.values().filter(hung).map(|n| (n.connection, n.step.clone())).collect();
         let mut actions = Vec::new();
         for (connection, step) in hung {
-            let why = format!("it did not get ready for the next wave: no word for {} s", NEXT_READY.as_secs());
+            let why =
+                format!("it did not get ready for the next wave: no word for {} s", NEXT_READY.as_secs());
             actions.push(Action::Send(connection, ToNode::Abort(why.clone())));
             actions.extend(self.fail(connection, step, why, now));
         }
