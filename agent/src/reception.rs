@@ -318,11 +318,12 @@ fn pipe_to(
             Err(e) => break Err(e).context("receiving the stream"),
         }
     };
-    drop(pipe);
     if copied.is_err() {
-        // A program that was fed half a stream must not finish as if it were whole. It may be gone already.
+        // Before its input ends: a program that was fed half a stream must not finish as if it were whole. It may be gone
+        // already.
         let _ = child.kill();
     }
+    drop(pipe);
     let status = child.wait().with_context(|| format!("waiting for the sink command `{command}`"))?;
     // How it ended says more than the broken pipe that followed.
     if !status.success() && (copied.is_ok() || status.code().is_some()) {

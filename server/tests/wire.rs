@@ -18,6 +18,17 @@ const MARKERS: [&str; 3] = ["ka-marker-content-7d1e", "ka-marker-name-52c9", "ka
 const FILES: usize = 200;
 const TIMES: usize = 2_000;
 
+/// Somebody who takes what comes in clear.
+const RECEIVE: &str = "import socket, sys\n\
+    s = socket.create_server(('10.77.0.2', 7000))\n\
+    print('listening', file=sys.stderr, flush=True)\n\
+    c = s.accept()[0]\n\
+    while c.recv(1 << 20): pass\n\
+    print('received', file=sys.stderr, flush=True)\n";
+/// Somebody who sends its standard input in clear.
+const SEND: &str = "import shutil, socket, sys; s = socket.create_connection(('10.77.0.2', 7000)); \
+    f = s.makefile('wb'); shutil.copyfileobj(sys.stdin.buffer, f); f.close()";
+
 fn has_tcpdump() -> bool {
     let there = Path::new("/usr/bin/tcpdump").exists() || Path::new("/usr/sbin/tcpdump").exists();
     if !there {
@@ -117,22 +128,16 @@ fn a_capture_of_a_deployment_holds_nothing_of_the_golden_tree() {
 
     // The same tree in clear, to see that the capture sees: the wire from the server to a node, and nothing else.
     let capture = Capture::start(&lab, "clear");
-    let clear = lab.folder.path().join("clear.tar");
-    let receiving = format!("busybox nc -l -p 7000 > {}", clear.display());
-    let mut sink = lab.inside(1, Path::new("sh"));
-    let receiving = Program::start({
-        sink.args(["-c", &receiving]);
-        sink
-    });
-    let sending = format!(
-        "ip netns exec {}n0 sh -c 'for i in $(seq 50); do ss -Hltn >/dev/null; \
-         tar -C {} --xattrs --format=posix -c . | busybox nc -w 3 10.77.0.2 7000 && exit; sleep 0.1; done; exit 1'",
-        lab.id,
-        tree.display()
-    );
-    std::thread::sleep(Duration::from_millis(300));
-    sh(&sending);
-    drop(receiving);
+    let mut receiving = lab.inside(1, Path::new("python3"));
+    receiving.args(["-c", RECEIVE]);
+    let receiving = Program::start(receiving);
+    receiving.wait_for("listening");
+    sh(&format!(
+        "tar -C {} --xattrs --format=posix -c . | ip netns exec {}n0 python3 -c \"{SEND}\"",
+        tree.display(),
+        lab.id
+    ));
+    receiving.wait_for("received");
     let bytes = capture.finish();
     let seen = found(&bytes);
     assert!(bytes.len() >= size, "{} of {size} bytes were captured", bytes.len());
