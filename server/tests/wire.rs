@@ -7,7 +7,7 @@ mod lab;
 mod programs;
 
 use lab::{Lab, Program, possible, sh};
-use programs::server_program;
+use programs::{make_token, server_program};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -152,6 +152,7 @@ fn a_capture_of_a_deployment_holds_nothing_of_the_golden_tree() {
          format = { fs = \"ext4\" }\nmount = { path = \"/\" }\n",
     )
     .unwrap();
+    make_token(lab.folder.path(), "token", &["--shared"]);
     let mut server = lab.inside(0, &server_program());
     server.args(["deploy", "--listen", "10.77.0.1:5757", "--nodes", "2", "--compress", "off", "--root"]);
     server.arg(&tree).arg("--layout").arg(&layout).arg("--log-dir").arg(lab.folder.path().join("log"));
