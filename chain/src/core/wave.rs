@@ -391,8 +391,9 @@ impl Wave {
                 self.plan_out(node, &format!("its disk took nothing for {} s", stall.as_secs()));
             }
         }
-        // One at a time, and only while the chain is whole.
-        if of(self, &|m| !m.joined).is_empty()
+        // One at a time, and only while the chain is whole. One that holds everything needs no parent any more: its link may
+        // be dead for good.
+        if of(self, &|m| !m.joined && (!m.ended || is_planted(Mutation::WaitForEnded))).is_empty()
             && let Some((node, why)) = self.planned.pop_front()
             && self.is_in(node)
         {

@@ -104,8 +104,10 @@ pub enum Action {
     Head(Place),
     /// The stream is over at every node: the head may close.
     CloseHead,
-    /// Close a connection.
+    /// Close a connection after everything was sent over it.
     Close(ConnectionId),
+    /// Close a connection at once: its node is dead and will not read anything.
+    Cut(ConnectionId),
     /// Tell the operator.
     Say(String),
     /// A node's state became final, for the boot service.
@@ -364,7 +366,7 @@ impl Deployment {
                 wave::Action::Dead(id, why) => {
                     let Some(connection) = self.connection_of(id) else { continue };
                     let step = self.node_of(connection).map(|n| n.step.clone()).unwrap_or_default();
-                    actions.push(Action::Close(connection));
+                    actions.push(Action::Cut(connection));
                     actions.extend(self.fail(connection, step, why, now));
                     self.forget(connection);
                 }
@@ -557,7 +559,7 @@ impl Deployment {
             .collect();
         for (connection, endured) in silent {
             let why = format!("it was silent for {} s", endured.as_secs());
-            actions.push(Action::Close(connection));
+            actions.push(Action::Cut(connection));
             actions.extend(self.closed(connection, &why, now));
         }
         actions.extend(self.fail_the_hung(time, now));

@@ -220,7 +220,7 @@ fn a_silent_node_is_dead_after_the_time_given() {
     assert_eq!(*lab.status("n1"), Status::Running);
     let actions = lab.pass(Duration::from_millis(200), &[1]);
     assert!(matches!(lab.status("n1"), Status::Failed { error, .. } if error.contains("silent for 8 s")));
-    assert!(actions.contains(&Action::Close(1)));
+    assert!(actions.contains(&Action::Cut(1)));
     assert_eq!(*lab.status("n2"), Status::Running);
     // A server that was stopped for a minute finds nobody silent when it wakes up.
     lab.now += Duration::from_secs(60);
