@@ -70,6 +70,10 @@ fn schedules_that_once_failed_pass() {
         plant(None);
         assert!(found, "schedule {seed} does not show it any more");
     }
+    // A parent that stood still for as long as two dials take, while the server did, too: its link is rightly dead.
+    for seed in [63_612, 69_328] {
+        assert_eq!(run(seed, false), Ok(()), "schedule {seed}");
+    }
 }
 
 #[test]
