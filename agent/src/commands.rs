@@ -6,6 +6,7 @@ use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
 use crate::reception::{self, Broken, NextWave, Reception, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
+use crate::target::Target;
 use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
@@ -154,6 +155,10 @@ fn receive(args: &Receive) -> Result<Exit> {
     let listener = data_listener()?;
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
+    let target = match &sink {
+        Sink::Directory(target) => Some(Target::new(target)?),
+        Sink::Command(_) | Sink::Discard => None,
+    };
     let open = || {
         let register = |_: &std::net::TcpStream| {
             Ok(Registration {
@@ -173,9 +178,7 @@ fn receive(args: &Receive) -> Result<Exit> {
     loop {
         session.tell(ToServer::Ready);
         let listener = listener.try_clone().context("opening the data port anew")?;
-        let mut begun = false;
         let result = reception::receive(&session, listener, memory, &sink, || {
-            begun = true;
             session.tell(ToServer::Step("receive".to_owned()));
         });
         let Broken { error, relay } = match result {
@@ -183,14 +186,18 @@ fn receive(args: &Receive) -> Result<Exit> {
             Err(broken) => broken,
         };
         // Half a tree is not unpacked over; a command is run once more.
-        let again = !begun || !matches!(sink, Sink::Directory(_));
-        if again && error.is::<NextWave>() {
-            log::warn!("{error:#}; this node waits for the next wave");
+        let empty = || target.as_ref().map_or(Ok(()), Target::empty);
+        if error.is::<NextWave>() {
+            log::warn!("{error:#}; this node makes itself ready for the next wave");
             drop(relay);
             session.again();
-        } else if again && let Some(why) = session.broken() {
+            if let Err(error) = empty() {
+                return failed(&session, error, None);
+            }
+        } else if let Some(why) = session.broken() {
             log::warn!("{error:#}; this node goes back to the server");
             drop(relay);
+            empty()?;
             session = open().with_context(|| why)?;
         } else {
             return failed(&session, error, relay);

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+#[path = "chain/many.rs"]
+mod many;
 mod programs;
 #[path = "chain/trust.rs"]
 mod trust;

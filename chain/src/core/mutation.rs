@@ -36,6 +36,9 @@ pub enum Mutation {
     ReleaseEarly,
     /// The wave waits for the dead.
     WaitForDead,
+    /// A planned removal waits for the links of those who hold everything. Random schedules meet it too seldom: it has a test
+    /// of its own.
+    WaitForEnded,
     /// A lost link with both ends alive is not dialled again.
     NoRedial,
     /// What the ancestor lacks is not fetched from the server.

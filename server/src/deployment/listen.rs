@@ -333,6 +333,15 @@ impl Hub {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
+    /// Closes a node's connection at once, so that [`Hub::drain`] does not wait for a node that reads nothing any more.
+    pub fn cut(&self, id: ConnectionId) {
+        let removed = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some((_, stream)) = removed {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Says goodbye: what is queued goes out, and every node that closes its side in time has read it.
     pub fn drain(&self, limit: Duration) {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clear();

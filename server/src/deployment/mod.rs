@@ -322,6 +322,7 @@ impl Run<'_> {
         match action {
             Action::Send(connection, message) => self.hub.send(connection, message),
             Action::Close(connection) => self.hub.close(connection),
+            Action::Cut(connection) => self.hub.cut(connection),
             Action::Say(text) => display.say(&text),
             Action::Feed(wave, signer) => {
                 if let Err(e) = self.start_feeding(&wave, signer) {

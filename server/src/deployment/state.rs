@@ -20,6 +20,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long a node that is owed another wave may go without a word about getting ready: its disk may be hung while its
+/// machine answers pings.
+const NEXT_READY: Duration = Duration::from_secs(300);
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
 /// How long a node whose connection was lost in a wave is waited for, before the deployment ends without it.
@@ -88,6 +91,8 @@ pub struct Node {
     pub heard: Time,
     /// When its connection was lost in a wave: it may come again.
     pub lost: Option<Time>,
+    /// When it last said more than that it lives.
+    pub spoke: Time,
     /// When it registered.
     pub since: Instant,
     /// When it was done or failed.
@@ -113,8 +118,10 @@ pub enum Action {
     Head(Place),
     /// The stream is over at every node: the head may close.
     CloseHead,
-    /// Close a connection.
+    /// Close a connection after everything was sent over it.
     Close(ConnectionId),
+    /// Close a connection at once: its node is dead and will not read anything.
+    Cut(ConnectionId),
     /// Tell the operator.
     Say(String),
     /// A node's state became final, for the boot service.
@@ -251,6 +258,7 @@ impl Deployment {
             facts: Vec::new(),
             heard: time,
             lost: None,
+            spoke: time,
             since: now,
             until: None,
         };
@@ -289,6 +297,9 @@ impl Deployment {
             return Vec::new();
         };
         node.heard = time;
+        if !matches!(message, ToServer::Pong(_)) {
+            node.spoke = time;
+        }
         let id = self.current.as_ref().and_then(|current| current.ids.get(&node.name)).copied();
         if let (Some(current), Some(id)) = (&mut self.current, id) {
             current.core.heard(id, time);
@@ -424,7 +435,7 @@ impl Deployment {
                 wave::Action::Dead(id, why) => {
                     let Some(connection) = self.connection_of(id) else { continue };
                     let step = self.node_of(connection).map(|n| n.step.clone()).unwrap_or_default();
-                    actions.push(Action::Close(connection));
+                    actions.push(Action::Cut(connection));
                     let lost = self.now;
                     if let Some(node) = self.node_mut(connection).filter(|node| !node.is_final()) {
                         node.lost = Some(lost);
@@ -497,7 +508,7 @@ impl Deployment {
     /// A node has no place in the wave any more; it gets another wave, or none.
     fn out(&mut self, id: NodeId, why: &str, now: Instant) -> Vec<Action> {
         let Some(connection) = self.connection_of(id) else { return Vec::new() };
-        let tries = self.settings.tries;
+        let (tries, time) = (self.settings.tries, self.time(now));
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
@@ -506,6 +517,7 @@ impl Deployment {
         }
         if node.tries < tries {
             node.status = Status::Preparing;
+            node.spoke = time;
             node.ended = None;
             node.claims_done = false;
             node.step = "next wave".to_owned();
@@ -636,9 +648,10 @@ impl Deployment {
             .collect();
         for (connection, endured) in silent {
             let why = format!("it was silent for {} s", endured.as_secs());
-            actions.push(Action::Close(connection));
+            actions.push(Action::Cut(connection));
             actions.extend(self.closed(connection, &why, now));
         }
+        actions.extend(self.fail_the_hung(time, now));
         if let Some(current) = &mut self.current {
             let orders = current.core.tick(time);
             actions.extend(self.carry_out(orders, now));
@@ -662,6 +675,26 @@ impl Deployment {
             actions.extend(self.release(now, time));
         }
         actions.extend(self.release_next(time));
+        actions
+    }
+
+    /// Nodes that do not get ready for the next wave: nobody may wait for them for ever.
+    fn fail_the_hung(&mut self, time: Time, now: Instant) -> Vec<Action> {
+        if self.waves == 0 {
+            return Vec::new();
+        }
+        let hung = |n: &&Node| {
+            let quiet = time.saturating_sub(n.spoke) >= NEXT_READY;
+            n.connected && n.status == Status::Preparing && quiet
+        };
+        let hung: Vec<_> = self.nodes.values().filter(hung).map(|n| (n.connection, n.step.clone())).collect();
+        let mut actions = Vec::new();
+        for (connection, step) in hung {
+            let why =
+                format!("it did not get ready for the next wave: no word for {} s", NEXT_READY.as_secs());
+            actions.push(Action::Send(connection, ToNode::Abort(why.clone())));
+            actions.extend(self.fail(connection, step, why, now));
+        }
         actions
     }
 

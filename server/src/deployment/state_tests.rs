@@ -234,7 +234,7 @@ fn a_silent_node_is_dead_after_the_time_given() {
     assert_eq!(*lab.status("n1"), Status::Running);
     let actions = lab.pass(Duration::from_millis(200), &[1]);
     assert!(matches!(lab.status("n1"), Status::Failed { error, .. } if error.contains("silent for 8 s")));
-    assert!(actions.contains(&Action::Close(1)));
+    assert!(actions.contains(&Action::Cut(1)));
     assert_eq!(*lab.status("n2"), Status::Running);
     // A server that was stopped for a minute finds nobody silent when it wakes up.
     lab.now += Duration::from_secs(60);
@@ -308,6 +308,25 @@ fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
     lab.d.tick(lab.now);
     assert!(lab.d.is_over());
     assert_eq!(lab.d.counts(), (3, 0));
+}
+
+/// Its disk is hung, its machine answers pings.
+#[test]
+fn a_node_that_never_gets_ready_for_the_next_wave_does_not_hold_the_deployment() {
+    let mut lab = Lab::started(1);
+    lab.register(2, "10.0.0.2");
+    lab.says(1, ToServer::Ended(record()));
+    lab.d.fed(Ok(record()));
+    lab.says(1, ToServer::Done);
+    let quiet = lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!quiet.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))) && !lab.d.is_over());
+    lab.says(2, ToServer::Step("format".to_owned()));
+    lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!lab.d.is_over(), "it said how far it is");
+    let actions = lab.pass(Duration::from_secs(2), &[]);
+    assert!(actions.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))), "{actions:?}");
+    assert!(lab.d.is_over());
+    assert_eq!(lab.d.counts(), (1, 1));
 }
 
 #[test]

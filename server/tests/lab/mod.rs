@@ -66,6 +66,18 @@ impl Program {
         }
     }
 
+    /// Its exit status; `told` stands in the message when it does not end.
+    fn end(&mut self, told: &str) -> i32 {
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < end, "no end:\n{told}\n{}", self.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
     }
@@ -233,18 +245,21 @@ impl Lab {
 
     /// The exit statuses of the server and of the nodes, those of `struck` left out.
     pub fn ends(&mut self, struck: &[usize]) -> (i32, Vec<i32>) {
-        let end = Instant::now() + LIMIT;
+        let nodes = self.nodes_end(struck);
+        (self.server_ends(), nodes)
+    }
+
+    /// The exit statuses of the nodes, those of `struck` left out.
+    pub fn nodes_end(&mut self, struck: &[usize]) -> Vec<i32> {
         let everything = self.everything();
-        let wait = |program: &mut Program| loop {
-            if let Some(status) = program.child.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < end, "no end:\n{everything}\n{}", program.text());
-            std::thread::sleep(Duration::from_millis(20));
-        };
         let nodes = self.nodes.iter_mut().enumerate().filter(|(n, _)| !struck.contains(&(n + 1)));
-        let nodes = nodes.map(|(_, node)| wait(node)).collect();
-        (wait(self.server.as_mut().unwrap()), nodes)
+        nodes.map(|(_, node)| node.end(&everything)).collect()
+    }
+
+    /// The exit status of the server.
+    pub fn server_ends(&mut self) -> i32 {
+        let everything = self.everything();
+        self.server.as_mut().unwrap().end(&everything)
     }
 
     pub fn everything(&self) -> String {

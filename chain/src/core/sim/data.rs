@@ -9,7 +9,7 @@ use crate::link::LinkId;
 use std::collections::VecDeque;
 
 /// ms that a handshake may take.
-const HANDSHAKE: u64 = 5_000;
+pub(super) const HANDSHAKE: u64 = 5_000;
 
 /// How a parent sees a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

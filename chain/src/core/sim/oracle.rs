@@ -1,5 +1,6 @@
 //! The oracle: it knows where everybody really is, what really broke, and never asks a node what it believes.
 
+use super::data::HANDSHAKE;
 use super::plan::{EVER, Fault, Planned};
 use super::world::{SLOW, State, World};
 use crate::core::{NodeId, Place};
@@ -27,8 +28,8 @@ pub(super) struct Oracle {
     counted: Vec<bool>,
     /// Faults of links: how many connections they cost, from whom, to whom.
     link_faults: Vec<(u32, usize, usize)>,
-    /// Freezes and cuts: until when, who.
-    host_faults: Vec<(u64, usize)>,
+    /// Freezes and cuts: how many connections they may cost, until when, who.
+    host_faults: Vec<(usize, u64, usize)>,
     /// Links that were truly dead when the server said so, by node.
     dead_links: Vec<u32>,
     /// Who lacks a chunk right now, and who above it holds that chunk.
@@ -75,8 +76,10 @@ impl Oracle {
         self.link_faults.push((costs, from, to));
     }
 
-    pub(super) fn host_fault(&mut self, until: u64, host: usize) {
-        self.host_faults.push((until, host));
+    pub(super) fn host_fault(&mut self, since: u64, until: u64, host: usize) {
+        // Who dials it twice meanwhile has lost two. Such a node is dead by then, unless the server stood still as well.
+        let costs = if until - since >= 2 * HANDSHAKE { 2 } else { 1 };
+        self.host_faults.push((costs, until, host));
     }
 }
 
@@ -242,12 +245,12 @@ impl World {
         let fault = |(_, from, to): &&(u32, usize, usize)| {
             (*from, *to) == (parent, node) || (*from, *to) == (node, parent)
         };
-        let recent = |(until, host): &(u64, usize)| {
+        let recent = |(_, until, host): &&(usize, u64, usize)| {
             (*host == parent || *host == node) && until.saturating_add(AFTERMATH) > now
         };
         // It is dialled once more: one connection that was lost is not enough.
         let costs: u32 = self.oracle.link_faults.iter().filter(fault).map(|(costs, ..)| *costs).sum();
-        let hosts = self.oracle.host_faults.iter().filter(|fault| recent(fault)).count();
+        let hosts: usize = self.oracle.host_faults.iter().filter(recent).map(|(costs, ..)| *costs).sum();
         let real = costs as usize + hosts >= 2;
         if !self.is_up(parent) || !self.is_up(node) {
             self.oracle.fail(now, format!("{text}: one of them is dead, not the link"));

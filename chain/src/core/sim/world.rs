@@ -430,7 +430,7 @@ impl World {
 
     /// A freeze or a cut lasts until then; for good means until it is noticed.
     fn over(&mut self, until: u64, over: &mut u64, host: usize) {
-        self.oracle.host_fault(until, host);
+        self.oracle.host_fault(self.now, until, host);
         if until < EVER {
             *over = until;
             // A frozen machine's waiting messages are read, everybody's resume.

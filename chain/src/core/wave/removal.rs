@@ -120,7 +120,9 @@ impl Wave {
         let late = leaving.planned.patience.is_some_and(|p| now.saturating_sub(leaving.since) >= p);
         let parent = self.members.get(&node).map_or(HEAD, |m| m.parent);
         let children = self.children(node);
-        let all_joined = self.pairs().all(|(node, _)| self.members.get(&node).is_some_and(|m| m.joined));
+        // One that holds everything needs no parent any more: its link may be dead for good.
+        let settled = |m: &super::Member| m.joined || (m.ended && !is_planted(Mutation::WaitForEnded));
+        let all_joined = self.pairs().all(|(node, _)| self.members.get(&node).is_some_and(settled));
         let goes = match stage {
             _ if is_planted(Mutation::RemoveAtOnce) => all_joined,
             Stage::Waiting if self.is_whole() && self.is_covered() => {
