@@ -6,6 +6,7 @@
 use super::super::mutation::{Mutation, is_planted};
 use super::{Action, HEAD, LinkId, NodeId, Standing, Time, Wave};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// So often a node's word takes others out; the next time it is the one that goes.
 const BELIEVED: u8 = 2;
@@ -49,7 +50,7 @@ impl Wave {
                 "{parent} gave {node} chunk {chunk} damaged twice; the node above is asked for it"
             )));
             if is_planted(Mutation::BlameAtOnce) {
-                self.plan_out(parent, &passed_on(chunk), None);
+                self.plan_out(parent, &passed_on(chunk), Some(Duration::ZERO));
             }
             self.attach(node, self.nearest_in(above));
         }
@@ -67,12 +68,16 @@ impl Wave {
         let chunk = member.damage.chunk;
         member.damage.believed += 1;
         if member.damage.believed > BELIEVED {
-            self.plan_out(node, "it says of one node after the other that it damages chunks", None);
+            self.plan_out(
+                node,
+                "it says of one node after the other that it damages chunks",
+                Some(Duration::ZERO),
+            );
         } else if is_planted(Mutation::BlameTheWitness) {
-            self.plan_out(node, &passed_on(chunk), None);
+            self.plan_out(node, &passed_on(chunk), Some(Duration::ZERO));
         } else {
             for node in accused {
-                self.plan_out(node, &passed_on(chunk), None);
+                self.plan_out(node, &passed_on(chunk), Some(Duration::ZERO));
             }
         }
     }
