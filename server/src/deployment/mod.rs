@@ -105,7 +105,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
     };
     let go = go::Listener::start(&args.state)
         .inspect_err(|e| {
-            display.say(&format!("warning: `ka-server go` does not reach this deployment: {e:#}"))
+            display.say(&format!("warning: `ka-server go` does not reach this deployment: {e:#}"));
         })
         .ok();
     let linger = settings.linger;

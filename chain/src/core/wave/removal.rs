@@ -8,6 +8,10 @@ use crate::core::{HEAD, NodeId, Time};
 use crate::link::LinkId;
 use std::time::Duration;
 
+/// So many times the patience: then not even a missing link is waited for. One that comes and goes without end would keep
+/// everybody behind a stuck disk.
+const OVERDUE: u32 = 3;
+
 /// A node that is to leave.
 #[derive(Debug)]
 pub(super) struct Planned {
@@ -37,8 +41,8 @@ pub(super) struct Leaving {
 }
 
 impl Wave {
-    /// A node is to leave the chain as soon as nobody is harmed by it; with `patience`, after this time even so (but not
-    /// while a link is missing).
+    /// A node is to leave the chain as soon as nobody is harmed by it; with `patience`, after this time even so when every
+    /// link stands, and after three times as long whatever is missing.
     pub fn plan_out(&mut self, node: NodeId, why: &str, patience: Option<Duration>) {
         let leaving = self.leaving.as_mut().map(|leaving| &mut leaving.planned);
         let known = self.planned.iter_mut().chain(leaving).find(|planned| planned.node == node);
@@ -117,7 +121,9 @@ impl Wave {
         }
         let Some(leaving) = &self.leaving else { return Vec::new() };
         let (node, stage) = (leaving.planned.node, leaving.stage);
-        let late = leaving.planned.patience.is_some_and(|p| now.saturating_sub(leaving.since) >= p);
+        let later_than = |patience: Duration| now.saturating_sub(leaving.since) >= patience;
+        let late = leaving.planned.patience.is_some_and(later_than);
+        let overdue = leaving.planned.patience.is_some_and(|p| later_than(OVERDUE * p));
         let parent = self.members.get(&node).map_or(HEAD, |m| m.parent);
         let children = self.children(node);
         // One that holds everything needs no parent any more: its link may be dead for good.
@@ -141,8 +147,8 @@ impl Wave {
                 self.go_on(Stage::Covering);
                 false
             }
-            Stage::Relinking => self.is_whole() || (late && all_joined),
-            Stage::Waiting | Stage::Covering => late && all_joined,
+            Stage::Relinking => self.is_whole() || (late && all_joined) || overdue,
+            Stage::Waiting | Stage::Covering => (late && all_joined) || overdue,
         };
         match self.leaving.take_if(|_| goes) {
             Some(leaving) => self.take(node, Standing::Out, &leaving.planned.why),
@@ -295,6 +301,24 @@ mod tests {
         assert!(lab.out.is_empty());
         lab.tick();
         assert_eq!((&lab.out[..], lab.parent(4)), (&[NodeId(3)][..], Some(2)));
+        // A link that never comes to stand does not keep a stuck disk in the chain for ever.
+        let mut broken = Lab::new(4);
+        let link = broken.places[&NodeId(4)].parent.clone().unwrap().1.id;
+        drop(broken.wave.lost(NodeId(4), &link, broken.now));
+        broken.wave.plan_out(NodeId(2), "stuck", Some(Duration::from_secs(8)));
+        for n in 1..=241 {
+            assert!(broken.out.is_empty(), "{n}");
+            broken.now += Duration::from_millis(100);
+            for node in 1..=4 {
+                broken.wave.heard(NodeId(node), broken.now);
+            }
+            let actions = broken.wave.tick(broken.now);
+            broken.out.extend(actions.iter().filter_map(|a| match a {
+                Action::Out(node, _) => Some(*node),
+                _ => None,
+            }));
+        }
+        assert_eq!(broken.out, [NodeId(2)]);
         lab.wave.plan_out(NodeId(2), "slow", None);
         lab.tick();
         let actions = lab.wave.gone(NodeId(2), "killed");
