@@ -4,8 +4,9 @@ use crate::autoconfig::Nic;
 use crate::disk;
 use crate::init::{Machine as Found, facts, logger};
 use crate::install::{self, Machine, Orders};
-use crate::reception::{self, Broken, Sink};
+use crate::reception::{self, Broken, NextWave, Reception, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
+use crate::target::Target;
 use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
@@ -58,7 +59,7 @@ struct Receive {
     /// the name to ask for (default: this machine's)
     #[argh(option, arg_name = "NAME")]
     name: Option<String>,
-    /// how long to look for the server (default 60 s)
+    /// how long to look for the server, at first and when the connection to it was lost (default 60 s)
     #[argh(option, arg_name = "TIME", default = "String::from(\"60s\")")]
     patience: String,
     /// say more
@@ -154,49 +155,83 @@ fn receive(args: &Receive) -> Result<Exit> {
     let listener = data_listener()?;
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
-    let session = Arc::new(Session::open(&args.server, &trust, patience, |_| {
-        Ok(Registration {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            purpose: Purpose::Receive,
-            mac: None,
-            hostname: name.clone(),
-            data_port: port,
-            addresses: addresses()?,
-            memory,
-            facts: Vec::new(),
-        })
-    })?);
-    session.tell(ToServer::Ready);
-    let result = reception::receive(&session, listener, memory, &sink, || {
-        session.tell(ToServer::Step("receive".to_owned()));
-    });
-    match result {
-        Ok(reception) => {
-            if let Some(summary) = &reception.unpacked {
-                log::info!("{summary:?}");
-            }
-            session.tell(ToServer::Done);
-            let verdict = session.wait_verdict();
-            drop(reception);
-            session.close();
-            match verdict {
-                Verdict::Released => Ok(Exit::Done),
-                // Everything was received and verified, and the server knows it.
-                Verdict::Out(why) | Verdict::Lost(why) => bail!("{why}"),
-            }
-        }
-        Err(Broken { error, relay }) => {
-            session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
-            if relay.is_some() {
-                log::error!("{error:#}");
-                // Released or lost: nobody below needs this relay any more.
-                let _ = session.wait_verdict();
-            }
+    let target = match &sink {
+        Sink::Directory(target) => Some(Target::new(target)?),
+        Sink::Command(_) | Sink::Discard => None,
+    };
+    let open = || {
+        let register = |_: &std::net::TcpStream| {
+            Ok(Registration {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                purpose: Purpose::Receive,
+                mac: None,
+                hostname: name.clone(),
+                data_port: port,
+                addresses: addresses()?,
+                memory,
+                facts: Vec::new(),
+            })
+        };
+        Session::open(&args.server, &trust, patience, register).map(Arc::new)
+    };
+    let mut session = open()?;
+    loop {
+        session.tell(ToServer::Ready);
+        let listener = listener.try_clone().context("opening the data port anew")?;
+        let result = reception::receive(&session, listener, memory, &sink, || {
+            session.tell(ToServer::Step("receive".to_owned()));
+        });
+        let Broken { error, relay } = match result {
+            Ok(reception) => return received(&session, reception),
+            Err(broken) => broken,
+        };
+        // Half a tree is not unpacked over; a command is run once more.
+        let empty = || target.as_ref().map_or(Ok(()), Target::empty);
+        if error.is::<NextWave>() {
+            log::warn!("{error:#}; this node makes itself ready for the next wave");
             drop(relay);
-            session.close();
-            Err(error)
+            session.again();
+            if let Err(error) = empty() {
+                return failed(&session, error, None);
+            }
+        } else if let Some(why) = session.broken() {
+            log::warn!("{error:#}; this node goes back to the server");
+            drop(relay);
+            empty()?;
+            session = open().with_context(|| why)?;
+        } else {
+            return failed(&session, error, relay);
         }
     }
+}
+
+/// Everything was received: the node stays until the wave is released.
+fn received(session: &Session, reception: Reception) -> Result<Exit> {
+    if let Some(summary) = &reception.unpacked {
+        log::info!("{summary:?}");
+    }
+    session.tell(ToServer::Done);
+    let verdict = session.wait_verdict();
+    drop(reception);
+    session.close();
+    match verdict {
+        Verdict::Released => Ok(Exit::Done),
+        // Everything was received and verified, and the server knows it.
+        Verdict::Out(why) | Verdict::Lost(why) | Verdict::Broken(why) => bail!("{why}"),
+    }
+}
+
+/// The reception failed for good: the node stays a relay until the wave is released.
+fn failed(session: &Session, error: anyhow::Error, relay: Option<Box<Relay>>) -> Result<Exit> {
+    session.tell(ToServer::Failed { step: "receive".to_owned(), error: format!("{error:#}") });
+    if relay.is_some() {
+        log::error!("{error:#}");
+        // Released or lost: nobody below needs this relay any more.
+        let _ = session.wait_verdict();
+    }
+    drop(relay);
+    session.close();
+    Err(error)
 }
 
 fn deploy(args: &Deploy) -> Result<Exit> {

@@ -70,13 +70,13 @@ pub struct Failure {
 pub struct DryRun;
 
 /// What is shared by the steps: where we are, and who is told.
-struct Steps<'a> {
+struct Steps {
     current: &'static str,
     break_at: Option<&'static str>,
-    session: Option<&'a Session>,
+    session: Option<Arc<Session>>,
 }
 
-impl Steps<'_> {
+impl Steps {
     fn begin(&mut self, step: &'static str) {
         self.current = step;
         if self.break_at == Some(step) {
@@ -88,7 +88,7 @@ impl Steps<'_> {
         }
         logger::set_step(step);
         log::info!("step {step}");
-        if let Some(session) = self.session {
+        if let Some(session) = &self.session {
             session.tell(ToServer::Step(step.to_owned()));
         }
     }
@@ -101,17 +101,9 @@ impl Steps<'_> {
 pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     let mut steps = Steps { current: "register", break_at: orders.break_at, session: None };
     steps.begin("register");
-    let opened = data_listener().and_then(|listener| {
-        let port = listener.local_addr().context("asking for the data port")?.port();
-        let session =
-            Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
-        Ok((listener, session))
-    });
-    let (listener, session) = opened.map_err(|error| Failure { step: "register", error })?;
-    log::info!("the server at {} knows this node as {}", session.server, session.name);
-    let session = Arc::new(session);
-    forward_log(&session);
-    steps.session = Some(&session);
+    let opened = data_listener().and_then(|listener| Ok((open(orders, machine, &listener)?, listener)));
+    let (mut session, listener) = opened.map_err(|error| Failure { step: "register", error })?;
+    steps.session = Some(Arc::clone(&session));
     let mut relay = None;
     let result = loop {
         let result = listener
@@ -125,6 +117,16 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
                 relay = None;
                 session.again();
             }
+            // Its session lets it in again, and it gets its place in the next wave.
+            Err(error) if session.broken().is_some() => {
+                log::warn!("{error:#}; this node goes back to the server");
+                relay = None;
+                match open(orders, machine, &listener) {
+                    Ok(opened) => session = opened,
+                    Err(also) => break Err(error.context(format!("going back to the server: {also:#}"))),
+                }
+                steps.session = Some(Arc::clone(&session));
+            }
             other => break other,
         }
     };
@@ -136,7 +138,7 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
             match session.wait_verdict() {
                 Verdict::Released | Verdict::Out(_) => Ok(()),
                 // The clone is whole and verified; only the wave's end was not heard of.
-                Verdict::Lost(why) => {
+                Verdict::Lost(why) | Verdict::Broken(why) => {
                     log::warn!("{why} before the wave was released; this node is done all the same");
                     Ok(())
                 }
@@ -160,6 +162,16 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     detach_log();
     session.close();
     outcome
+}
+
+/// Registers at the server; from then on the log goes there.
+fn open(orders: &Orders, machine: &Machine, listener: &std::net::TcpListener) -> Result<Arc<Session>> {
+    let port = listener.local_addr().context("asking for the data port")?.port();
+    let session = Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
+    log::info!("the server at {} knows this node as {}", session.server, session.name);
+    let session = Arc::new(session);
+    forward_log(&session);
+    Ok(session)
 }
 
 fn run(

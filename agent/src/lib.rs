@@ -9,4 +9,5 @@ pub mod init;
 pub mod install;
 pub mod reception;
 pub mod session;
+pub mod target;
 pub mod trust;

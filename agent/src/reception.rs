@@ -8,11 +8,12 @@ use ka_chain::control::Progress;
 use ka_chain::core::relay::Limits;
 use ka_chain::node::{Config, Handle, Node, window_for};
 use ka_chain::stream::{EndRecord, PartKind, StreamReader};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufRead, Write};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -119,6 +120,7 @@ pub fn receive(
     let mut node = Node::start(config, listener, Box::new(move |report| reporting.report(report)))
         .context("taking the place in the chain")?;
     let addresses = if start.addresses.is_empty() { vec![session.server] } else { start.addresses };
+    node.know(&start.children);
     node.place(start.place, addresses);
     session.set_relay(Some(node.handle()));
     let Some(mut reader) = node.reader() else {
@@ -132,7 +134,8 @@ pub fn receive(
         let (session, handle, counters) = (Arc::clone(session), handle.clone(), Arc::clone(&counters));
         move || report(&session, &handle, &counters, &over)
     });
-    let consumed = consume(&mut reader, sink, &counters);
+    let wanted = || !matches!(session.verdict(), Some(Verdict::Out(_) | Verdict::Lost(_)));
+    let consumed = consume(&mut reader, sink, &counters, &wanted);
     if consumed.is_err() {
         // The window must not wait for a consumer that is gone; the relay goes on.
         drop(reader);
@@ -174,9 +177,11 @@ fn progress(node: &Handle, counters: &Counters) -> Progress {
         held: standing.status.held,
         taken: standing.status.consumed,
         stuck: standing.status.stuck,
-        cover: standing.cover,
+        cover: standing.status.cover,
         window: standing.fill as u64,
         entries: counters.entries.load(Ordering::Relaxed),
+        epoch: standing.status.epoch,
+        waits: node.waits(),
     }
 }
 
@@ -187,7 +192,7 @@ fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBo
     while !over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
         match session.verdict() {
-            Some(Verdict::Lost(why) | Verdict::Out(why)) => {
+            Some(Verdict::Lost(why) | Verdict::Broken(why) | Verdict::Out(why)) => {
                 node.stop(&why);
                 return;
             }
@@ -198,14 +203,19 @@ fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBo
             quiet = Duration::ZERO;
             let now = progress(node, counters);
             if now != last {
-                session.progress(now);
+                session.progress(now.clone());
                 last = now;
             }
         }
     }
 }
 
-fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> Result<Option<UnpackSummary>> {
+fn consume(
+    reader: &mut StreamReader,
+    sink: &Sink,
+    mut counters: &Counters,
+    wanted: &dyn Fn() -> bool,
+) -> Result<Option<UnpackSummary>> {
     let mut unpacked = None;
     while let Some(part) = reader.next_part().context("receiving the stream")? {
         match (part.kind, sink) {
@@ -219,7 +229,7 @@ fn consume(reader: &mut StreamReader, sink: &Sink, mut counters: &Counters) -> R
                 unpacked = Some(summary);
             }
             (PartKind::Tar | PartKind::Raw, Sink::Command(command)) => {
-                pipe_to(reader, command, &mut counters)?;
+                pipe_to(reader, command, &mut counters, wanted)?;
             }
             (PartKind::Tar | PartKind::Raw, Sink::Discard) => discard(reader, &mut counters)?,
             (PartKind::Raw, Sink::Directory(_)) => bail!("part {} is raw blocks, not a tree", part.name),
@@ -246,13 +256,59 @@ fn discard(reader: &mut impl BufRead, observer: &mut impl Observer) -> Result<()
     }
 }
 
-fn pipe_to(reader: &mut impl BufRead, command: &str, observer: &mut impl Observer) -> Result<()> {
+/// A pipe to a program that may take nothing for ever: writing to it fails when the wave goes on without this node.
+struct Pipe<'a> {
+    pipe: ChildStdin,
+    wanted: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Pipe<'a> {
+    fn new(pipe: ChildStdin, wanted: &'a dyn Fn() -> bool) -> io::Result<Self> {
+        // Of this end only: the program's end is another open file.
+        rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self { pipe, wanted })
+    }
+}
+
+impl Write for Pipe<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.pipe.write(bytes) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+            if !(self.wanted)() {
+                return Err(io::Error::other("it takes nothing, and the wave goes on without this node"));
+            }
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::OUT)];
+            match poll(&mut fds, Some(&LOOK)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How often a pipe that takes nothing is looked at.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
+fn pipe_to(
+    reader: &mut impl BufRead,
+    command: &str,
+    observer: &mut impl Observer,
+    wanted: &dyn Fn() -> bool,
+) -> Result<()> {
     let mut child = Command::new("sh")
         .args(["-c", command])
         .stdin(Stdio::piped())
         .spawn()
         .with_context(|| format!("running the sink command `{command}`"))?;
-    let mut pipe = child.stdin.take().context("the sink command has no input")?;
+    let pipe = child.stdin.take().context("the sink command has no input")?;
+    let mut pipe = Pipe::new(pipe, wanted).context("preparing the sink command's input")?;
     let copied = loop {
         match reader.fill_buf() {
             Ok([]) => break Ok(()),
@@ -268,11 +324,12 @@ fn pipe_to(reader: &mut impl BufRead, command: &str, observer: &mut impl Observe
             Err(e) => break Err(e).context("receiving the stream"),
         }
     };
-    drop(pipe);
     if copied.is_err() {
-        // A program that was fed half a stream must not finish as if it were whole. It may be gone already.
+        // Before its input ends: a program that was fed half a stream must not finish as if it were whole. It may be gone
+        // already.
         let _ = child.kill();
     }
+    drop(pipe);
     let status = child.wait().with_context(|| format!("waiting for the sink command `{command}`"))?;
     // How it ended says more than the broken pipe that followed.
     if !status.success() && (copied.is_ok() || status.code().is_some()) {
@@ -298,10 +355,22 @@ mod tests {
             ("cat >/dev/null; exit 5", "the sink command `cat >/dev/null; exit 5` ended with exit status 5"),
             ("exit 6", "the sink command `exit 6` ended with exit status 6"),
         ] {
-            let error = pipe_to(&mut &big[..], command, &mut counters).unwrap_err();
+            let error = pipe_to(&mut &big[..], command, &mut counters, &|| true).unwrap_err();
             assert_eq!(format!("{error:#}"), expected);
         }
-        pipe_to(&mut &big[..], "cat >/dev/null", &mut counters).unwrap();
+        pipe_to(&mut &big[..], "cat >/dev/null", &mut counters, &|| true).unwrap();
+        pipe_to(&mut &big[..], "sleep 0.3; cat >/dev/null", &mut counters, &|| true).unwrap();
+    }
+
+    /// Also what the shell has started holds the pipe.
+    #[test]
+    fn a_sink_command_that_takes_nothing_does_not_hold_a_node_that_is_out_of_its_wave() {
+        let start = std::time::Instant::now();
+        let wanted = || start.elapsed() < Duration::from_millis(500);
+        let error = pipe_to(&mut &vec![7; 4 << 20][..], "sleep 20; true", &mut &Counters::default(), &wanted);
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.ends_with("the wave goes on without this node"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
@@ -315,6 +384,9 @@ mod tests {
                 Err(io::Error::other("cut"))
             }
         }
-        assert!(format!("{:#}", discard(&mut io::BufReader::new(Broken), &mut counters).unwrap_err()).ends_with("cut"));
+        assert!(
+            format!("{:#}", discard(&mut io::BufReader::new(Broken), &mut counters).unwrap_err())
+                .ends_with("cut")
+        );
     }
 }

@@ -27,8 +27,10 @@ pub enum Verdict {
     Released,
     /// This node has no place in the wave any more, but in the next.
     Out(String),
-    /// The server gave the deployment up, or is gone.
+    /// The server gave the deployment up.
     Lost(String),
+    /// The connection to the server is over, and nobody said why. The node may come again with its session.
+    Broken(String),
 }
 
 /// What the writing thread takes.
@@ -39,14 +41,22 @@ enum Out {
     Flush(SyncSender<()>),
 }
 
+/// A place that came before the node was ready for it: where the parent is, where the children are.
+type Early = (Place, Vec<SocketAddr>, Vec<IpAddr>);
+
 /// What the reading thread shares with the others.
 #[derive(Debug, Default)]
 struct Inbox {
     verdict: Option<Verdict>,
     /// The node's place in the chain, and orders that came before it was taken.
     relay: Option<Handle>,
-    early: Vec<(Place, Vec<SocketAddr>)>,
+    early: Vec<Early>,
 }
+
+/// The connection ended between the handshake and the server's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("registering at the server: the connection ended before it answered: {0}")]
+struct Dropped(String);
 
 /// A session with the server.
 #[derive(Debug)]
@@ -76,17 +86,41 @@ impl Session {
         patience: Duration,
         register: impl Fn(&TcpStream) -> Result<Registration>,
     ) -> Result<Self> {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match Self::register(server, trust, left, &register) {
+                // It has more to do than it can, or was stopped just then.
+                Err(e) if e.is::<Dropped>() && !left.is_zero() => {
+                    log::warn!("{e:#}; trying again");
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn register(
+        server: &str,
+        trust: &Trust,
+        patience: Duration,
+        register: impl Fn(&TcpStream) -> Result<Registration>,
+    ) -> Result<Self> {
         let (socket, session, given) = connect(server, trust, patience)?;
         let Noise { mut reader, mut writer } = session;
         let address = socket.peer_addr().context("asking for the server's address")?;
-        writer.send(&ToServer::Register(register(&socket)?)).context("registering")?;
+        let dropped = |e: ka_chain::Error| Dropped(e.to_string());
+        writer.send(&ToServer::Register(register(&socket)?)).map_err(dropped)?;
         // From here on the token may be spent, and the session takes its place.
         trust.keep(Some(given));
-        let (name, order) = match reader.receive().context("waiting for the server's answer")? {
-            Some(ToNode::Order { name, body }) => (name, body),
-            Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
-            Some(_) => bail!("the server answered with something else than an order"),
-            None => bail!("the server closed the connection without an answer"),
+        let (name, order) = loop {
+            match reader.receive().map_err(dropped)? {
+                Some(ToNode::Order { name, body }) => break (name, body),
+                Some(ToNode::Ping(n)) => writer.send(&ToServer::Pong(n)).map_err(dropped)?,
+                Some(ToNode::Refused(why)) => bail!("the server refused this node: {why}"),
+                Some(_) => bail!("the server answered with something else than an order"),
+                None => return Err(Dropped("the server closed it".to_owned()).into()),
+            }
         };
         let (out, queue) = sync_channel::<Out>(QUEUE);
         let (orders_in, orders) = sync_channel(16);
@@ -136,6 +170,7 @@ impl Session {
             Report::Lost(link, why) => ToServer::Lost { link, why },
             Report::Lacking(link, oldest) => ToServer::Lacking { link, oldest },
             Report::Silent(child, link) => ToServer::Silent { child, link },
+            Report::Damaged(link, chunk, why) => ToServer::Damaged { link, chunk, why },
         };
         if !self.try_tell(message) {
             log::warn!("a report to the server found no room");
@@ -146,7 +181,8 @@ impl Session {
     pub fn set_relay(&self, relay: Option<Handle>) {
         let mut inbox = lock(&self.inbox);
         if let Some(relay) = &relay {
-            for (place, addresses) in inbox.early.drain(..) {
+            for (place, addresses, children) in inbox.early.drain(..) {
+                relay.know(&children);
                 relay.place(place, addresses);
             }
         }
@@ -214,7 +250,16 @@ impl Session {
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         match self.verdict() {
-            Some(Verdict::Lost(why)) => Some(why),
+            Some(Verdict::Lost(why) | Verdict::Broken(why)) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Why the connection to the server is over, if it is and the server did not give up: the node may come again.
+    #[must_use]
+    pub fn broken(&self) -> Option<String> {
+        match self.verdict() {
+            Some(Verdict::Broken(why)) => Some(why),
             _ => None,
         }
     }
@@ -275,16 +320,19 @@ fn read_loop(
             Ok(Some(ToNode::Release)) => decide(Verdict::Released),
             Ok(Some(ToNode::Out(why))) => decide(Verdict::Out(why)),
             Ok(Some(ToNode::Abort(why))) => decide(Verdict::Lost(format!("the server gave up: {why}"))),
-            Ok(Some(ToNode::Place { place, addresses })) => {
+            Ok(Some(ToNode::Place { place, addresses, children })) => {
                 let addresses = if addresses.is_empty() { vec![server] } else { addresses };
                 let mut inbox = lock(inbox);
                 match &inbox.relay {
-                    Some(relay) => relay.place(place, addresses),
-                    None if inbox.early.len() < EARLY => inbox.early.push((place, addresses)),
+                    Some(relay) => {
+                        relay.know(&children);
+                        relay.place(place, addresses);
+                    }
+                    None if inbox.early.len() < EARLY => inbox.early.push((place, addresses, children)),
                     // Each order says everything, so only the last ones matter.
                     None => {
                         inbox.early.clear();
-                        inbox.early.push((place, addresses));
+                        inbox.early.push((place, addresses, children));
                     }
                 }
             }
@@ -295,11 +343,11 @@ fn read_loop(
                 }
             }
             Ok(None) => {
-                decide(Verdict::Lost("the server closed the control connection".to_owned()));
+                decide(Verdict::Broken("the server closed the control connection".to_owned()));
                 return;
             }
             Err(e) => {
-                decide(Verdict::Lost(format!("the control connection failed: {e}")));
+                decide(Verdict::Broken(format!("the control connection failed: {e}")));
                 return;
             }
         }
@@ -468,6 +516,37 @@ mod tests {
         session.close();
         assert!(read.load(Ordering::SeqCst));
         server.join().unwrap();
+    }
+
+    /// A crowded server may close just when a node has registered.
+    #[test]
+    fn a_connection_that_is_dropped_before_the_answer_is_tried_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (key, token) = (SecretKey::generate().unwrap(), Token::generate().unwrap());
+        let trust = Trust::new(key.public(), token.clone());
+        let thread = std::thread::spawn({
+            let (key, known) = (key.clone(), token.credential());
+            move || {
+                let end = Instant::now() + Duration::from_secs(5);
+                // The second time it shows the session that was never good, and is told so.
+                for _ in 0..2 {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    stream.read_exact(&mut [0; 8]).unwrap();
+                    let next = Credential::generate().unwrap();
+                    let find = |id: &ka_chain::keys::CredentialId| {
+                        (known.id == *id).then_some((known.clone(), next))
+                    };
+                    if let Ok(mut session) = respond(&stream, &key, find, end) {
+                        session.reader.first::<ToServer>(1000, end).unwrap();
+                    }
+                }
+                server(listener, key, known, |_| ()).join().unwrap();
+            }
+        });
+        let session = Session::open(&address, &trust, Duration::from_secs(20), |_| Ok(register())).unwrap();
+        assert_eq!(session.name, "n");
+        thread.join().unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! What an installation consists of travels as opaque bytes ([`ToNode::Order`]): the chain knows no disk.
 
 use crate::Error;
+use crate::core::waits::Waits;
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
 use crate::seal::Wave;
@@ -109,10 +110,19 @@ pub enum ToServer {
     },
     /// The answer to a ping.
     Pong(u64),
+    /// A chunk that came over this link was refused.
+    Damaged {
+        /// Over which link.
+        link: LinkId,
+        /// The chunk.
+        chunk: u64,
+        /// Why.
+        why: String,
+    },
 }
 
 /// How far a node is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Chunks received.
     pub chunks: u64,
@@ -134,6 +144,10 @@ pub struct Progress {
     pub window: u64,
     /// Entries unpacked.
     pub entries: u64,
+    /// The epoch of the last order that it obeyed: what `cover` speaks of.
+    pub epoch: u64,
+    /// What it has waited for.
+    pub waits: Waits,
 }
 
 /// From the server to a node.
@@ -156,6 +170,8 @@ pub enum ToNode {
         place: Place,
         /// Where the parent listens. No address means: at the server, where the control connection goes.
         addresses: Vec<SocketAddr>,
+        /// Where the children dial from.
+        children: Vec<IpAddr>,
     },
     /// The node has no place in this wave any more; it makes itself ready for the next.
     Out(String),
@@ -186,6 +202,8 @@ pub struct Start {
     pub place: Place,
     /// Where the parent listens. No address means: at the server, where the control connection goes.
     pub addresses: Vec<SocketAddr>,
+    /// Where the children dial from.
+    pub children: Vec<IpAddr>,
 }
 
 /// Connects to the server's control port; the session is opened over it by [`crate::noise::control::initiate`].

@@ -5,6 +5,7 @@
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Header, Kind, Sealed};
 use crate::core::relay::{Answer, Change, Relay};
+use crate::core::waits::Waits;
 use crate::core::wave::Status;
 use crate::core::{Clock, Link, NodeId, Time};
 use crate::link::{self, Dialled, LinkId};
@@ -25,6 +26,12 @@ use std::time::{Duration, Instant};
 const SLEEP: Duration = Duration::from_millis(250);
 /// A sleep while an acknowledgement waits to be due.
 const NAP: Duration = Duration::from_millis(50);
+/// What was waited for is published so often.
+const WAITS: Duration = Duration::from_millis(100);
+/// Chunks that are read ahead of a child that takes them: more would only travel through cold memory.
+const AHEAD: u64 = 4;
+/// A child that has taken nothing for so long holds nobody back: its disk is busy, and this node's own may go on.
+const HOLD: Duration = Duration::from_millis(20);
 /// Chunks read from the parent before others get a look in.
 const BURST: usize = 4;
 
@@ -48,6 +55,7 @@ pub(crate) struct Engine {
     seen: u64,
     /// What was last published.
     shown: Standing,
+    waits: Waits,
 }
 
 impl Engine {
@@ -77,6 +85,7 @@ impl Engine {
             trimmed: 0,
             seen: 0,
             shown: Standing::default(),
+            waits: Waits::default(),
         }
     }
 
@@ -263,14 +272,23 @@ impl Engine {
     fn publish(&mut self) {
         let consumed = self.shared.store.consumed().0;
         let standing = Standing {
-            status: Status { held: self.relay.end(), consumed, stuck: self.relay.stuck() },
-            cover: self.relay.cover(),
+            status: Status {
+                held: self.relay.end(),
+                consumed,
+                stuck: self.relay.stuck(),
+                epoch: self.relay.epoch(),
+                cover: self.relay.cover(),
+            },
             fill: self.relay.fill(),
             drained: self.relay.is_drained(),
         };
         if standing != self.shown {
             self.shown = standing;
             *self.shared.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        }
+        if self.now >= Duration::from_micros(self.waits.time) + WAITS {
+            self.waits.at(self.now);
+            self.shared.waits.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.waits);
         }
     }
 
@@ -279,6 +297,8 @@ impl Engine {
         let store = Arc::clone(&self.shared.store);
         let room = self.relay.room();
         store.set_full(!room);
+        store.nudge();
+        let held_back = self.is_held_back();
         store.waker.sleeping();
         // Whatever came before the line above has woken nobody: look once more.
         let busy = self.shared.has_commands()
@@ -289,6 +309,8 @@ impl Engine {
             Duration::ZERO
         } else if self.parent.is_some() && self.relay.has_news() {
             NAP
+        } else if held_back {
+            HOLD
         } else {
             SLEEP
         };
@@ -296,7 +318,7 @@ impl Engine {
         let writing = |on: bool| if on { PollFlags::OUT } else { PollFlags::empty() };
         let mut fds = vec![PollFd::new(&store.waker, PollFlags::IN)];
         // A parent that is neither read from nor written to is left out: its end would be an event that nobody takes.
-        let reads = room && !self.relay.is_complete();
+        let reads = room && !self.relay.is_complete() && !held_back;
         let asked = self.parent.as_ref().filter(|parent| reads || parent.has_queued());
         if let Some(parent) = asked {
             fds.push(PollFd::new(&parent.stream, reading(reads) | writing(parent.has_queued())));
@@ -306,6 +328,7 @@ impl Engine {
             fds.push(PollFd::new(&child.stream, PollFlags::IN | writing(child.is_blocked())));
         }
         let time = Timespec { tv_sec: 0, tv_nsec: i64::from(limit.subsec_nanos()) };
+        let since = self.clock.advance(self.begun.elapsed());
         let polled = poll(&mut fds, Some(&time));
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
@@ -321,6 +344,13 @@ impl Engine {
             }
         }
         self.now = self.clock.advance(self.begun.elapsed());
+        let blocked = self.children.iter().filter(|child| child.is_blocked()).map(|child| child.node);
+        self.waits.waited(
+            self.now.saturating_sub(since),
+            self.relay.stuck(),
+            self.is_starved(reads),
+            blocked,
+        );
         let mut ready = ready.into_iter().skip(1);
         if asked {
             let flags = ready.next().unwrap_or(PollFlags::empty());
@@ -341,6 +371,26 @@ impl Engine {
         }
     }
 
+    /// Whether a child is to take some of what is here before more is read.
+    fn is_held_back(&mut self) -> bool {
+        let (end, now) = (self.relay.end(), self.now);
+        let mut held_back = false;
+        for child in &mut self.children {
+            let behind = child.sending().is_some_and(|number| end >= number + AHEAD);
+            held_back |= child.is_blocked() && behind && child.still_for(now) < HOLD;
+        }
+        held_back && self.config.me != HEAD
+    }
+
+    /// Whether there is room and nothing comes. At the head that is so when no child keeps it from giving more.
+    fn is_starved(&self, reads: bool) -> bool {
+        if self.config.me == HEAD {
+            reads && !self.children.is_empty() && !self.children.iter().any(Child::is_blocked)
+        } else {
+            reads && self.parent.is_some()
+        }
+    }
+
     fn read_child(&mut self, id: &LinkId) {
         let Some(child) = self.children.iter_mut().find(|child| child.link == *id) else { return };
         let node = child.node;
@@ -356,7 +406,7 @@ impl Engine {
 
     fn read_parent(&mut self) {
         for _ in 0..BURST {
-            if !self.relay.room() || self.relay.is_complete() {
+            if !self.relay.room() || self.relay.is_complete() || self.is_held_back() {
                 return;
             }
             let Some(parent) = &mut self.parent else { return };
@@ -370,12 +420,19 @@ impl Engine {
                     // While it is hot in the cache.
                     self.send_to_children();
                 }
-                Err(e) => return self.parent_lost(&e.to_string()),
+                Err(e @ Error::Header(..)) => return self.refuse(&e),
+                Err(e) => {
+                    if matches!(e, Error::Truncated) {
+                        self.shared.received.refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    return self.parent_lost(&e.to_string());
+                }
             }
         }
     }
 
-    /// A chunk that does not fit is not kept and not passed on; the link is given up, so that it is asked for once more.
+    /// A copy that is not what the server sent is not kept and not passed on; the link is given up and the server told, so
+    /// that it is asked for once more.
     fn refuse(&mut self, e: &Error) {
         self.shared.received.refused.fetch_add(1, Ordering::Relaxed);
         log::error!("{e}");
@@ -384,7 +441,9 @@ impl Engine {
             self.shared.end(Err(e.to_string()));
             self.shared.store.stop(&e.to_string());
         }
-        self.parent_lost(&e.to_string());
+        if let Some(parent) = self.parent.take() {
+            (self.report)(Report::Damaged(parent.link, self.relay.end(), e.to_string()));
+        }
     }
 
     /// Opens and checks a chunk, and keeps it.

@@ -19,6 +19,12 @@ pub enum Error {
     /// A chunk did not open under the wave's key: it was damaged or forged.
     #[error("chunk {0} is damaged or forged: it does not open under the wave's key")]
     Seal(u64),
+    /// What should be the header of a chunk is none.
+    #[error("the header of a chunk is damaged: {0}")]
+    Header(String),
+    /// The connection ended inside a chunk.
+    #[error("the connection ended inside a chunk")]
+    Truncated,
     /// A chunk opens, but is not the one that the server signed.
     #[error("chunk {0} is forged: it is not the one that the server signed")]
     Forged(u64),

@@ -4,7 +4,7 @@
 //! [`mod@core`] decides: who feeds whom, what is kept, who is dead. Around it are sockets and threads: [`control`] has the
 //! messages between a node and the server, [`link`] the connection between parent and child, [`node`] a place in the
 //! chain, [`store`] the chunks that are held there. [`seal`] and [`sign`] protect the chunks, [`chunk`] is their form on
-//! the wire. [`noise`] is how both ends of a connection know each other, by [`keys`].
+//! the wire. [`entrance`] keeps strangers from crowding a port. [`noise`] is how both ends of a connection know each other, by [`keys`].
 
 // Test data is made by cutting numbers down to bytes.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
@@ -14,6 +14,7 @@ pub mod chunk;
 pub mod control;
 pub mod core;
 mod engine;
+pub mod entrance;
 pub mod feed;
 pub mod keys;
 pub mod link;

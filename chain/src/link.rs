@@ -14,7 +14,8 @@ use crate::noise::link::{LinkSecret, LinkSession};
 use crate::noise::{self, Bounded};
 use crate::seal::Wave;
 use rustix::net::sockopt;
-use std::io::{Read, Write};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -41,12 +42,20 @@ pub fn prepare(stream: &TcpStream) -> Result<(), Error> {
     stream.set_nodelay(true).map_err(option())?;
     stream.set_nonblocking(true).map_err(option())?;
     sockopt::set_socket_send_buffer_size(stream, SOCKET_BUFFER).map_err(|e| option()(e.into()))?;
-    sockopt::set_socket_recv_buffer_size(stream, SOCKET_BUFFER).map_err(|e| option()(e.into()))?;
     sockopt::set_socket_keepalive(stream, true).map_err(|e| option()(e.into()))?;
     if let Err(e) = sockopt::set_tcp_congestion(stream, "cubic") {
         log::debug!("cubic congestion control is not to be had ({e}); the kernel's default stays");
     }
     Ok(())
+}
+
+/// Connects a data socket. Its receive buffer has its size before the handshake: what it is then limits the window that is
+/// ever offered, and waiting for whole chunks in a smaller window would stop the sender each time.
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
+    socket.connect_timeout(&address.into(), HANDSHAKE)?;
+    Ok(socket.into())
 }
 
 /// Both ends of a link, the same at both: what the session is bound to.
@@ -89,7 +98,7 @@ pub fn dial(addresses: &[SocketAddr], link: &Link, prologue: &[u8], want: u64) -
             let (address, sender) = (*address, sender.clone());
             std::thread::spawn(move || {
                 // Nobody waits any more when another address was quicker.
-                let _ = sender.send((address, TcpStream::connect_timeout(&address, HANDSHAKE)));
+                let _ = sender.send((address, connect(address)));
             });
             under_way += 1;
             next = Instant::now() + STAGGER;

@@ -4,9 +4,11 @@
 
 use crate::buffer::Pool;
 use crate::core::relay::{Answer, Limits};
+use crate::core::waits::Waits;
 use crate::core::wave::Status;
 use crate::core::{Acknowledgement, HEAD, Link, NodeId, Place};
 use crate::engine::Engine;
+use crate::entrance::{Entrance, Guest, Refusal};
 use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId};
 use crate::noise::Bounded;
 use crate::noise::link::LinkSession;
@@ -17,14 +19,14 @@ use crate::stream::{EndRecord, StreamReader};
 use crate::{CHUNK, Error};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Handshakes under way at once; a connection beyond that is closed at once.
-const HANDSHAKES: usize = 256;
+/// How soon a greeting that waits for its order sees that it has to leave.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Bytes of free buffers that are kept: enough for what a window shrinks and grows by from moment to moment.
 const SPARE: usize = 32 * CHUNK;
@@ -61,6 +63,8 @@ pub enum Report {
     Lacking(LinkId, u64),
     /// A child was sent chunks over this link and has acknowledged nothing for too long.
     Silent(NodeId, LinkId),
+    /// The parent's copy of this chunk was refused, and why: it is damaged or forged. The link is given up.
+    Damaged(LinkId, u64, String),
 }
 
 /// Takes reports; it must not wait.
@@ -97,7 +101,7 @@ pub struct Received {
     pub wire: AtomicU64,
     /// Plain bytes of the data chunks.
     pub plain: AtomicU64,
-    /// Chunks that did not open, or were not what the server signed.
+    /// Chunks that did not open, were out of order or cut off, or not what the server signed.
     pub refused: AtomicU64,
 }
 
@@ -106,8 +110,6 @@ pub struct Received {
 pub struct Standing {
     /// For the server.
     pub status: Status,
-    /// Generations of dead nodes that could be bridged.
-    pub cover: u8,
     /// Wire bytes in the window.
     pub fill: usize,
     /// At the head: everybody below holds everything that was pushed.
@@ -124,11 +126,11 @@ pub(crate) struct Shared {
     wave: Wave,
     arrived: Condvar,
     pub standing: Mutex<Standing>,
+    pub waits: Mutex<Waits>,
     pub received: Received,
     outcome: Mutex<Option<Result<EndRecord, String>>>,
     ended: Condvar,
-    handshakes: AtomicUsize,
-    strays: AtomicU64,
+    entrance: Arc<Entrance>,
     stopped: AtomicBool,
 }
 
@@ -165,11 +167,6 @@ impl Shared {
         lock(&self.outcome).get_or_insert(outcome);
         self.ended.notify_all();
     }
-
-    fn stray(&self, from: SocketAddr, why: &str) {
-        self.strays.fetch_add(1, Ordering::Relaxed);
-        log::warn!("a connection from {from} is dropped: {why}");
-    }
 }
 
 /// A handle on a place in the chain; cheap to clone.
@@ -194,10 +191,21 @@ impl Handle {
         *lock(&self.0.standing)
     }
 
-    /// Connections that were not a child's.
+    /// What it has waited for so far.
     #[must_use]
-    pub fn strays(&self) -> u64 {
-        self.0.strays.load(Ordering::Relaxed)
+    pub fn waits(&self) -> Waits {
+        lock(&self.0.waits).clone()
+    }
+
+    /// Who came to the data port and got no further than the handshake.
+    #[must_use]
+    pub fn entrance(&self) -> &Arc<Entrance> {
+        &self.0.entrance
+    }
+
+    /// Children come from these addresses; one that is named several times has several children.
+    pub fn know(&self, addresses: &[IpAddr]) {
+        self.0.entrance.know(addresses.iter().map(|address| (*address, 1)));
     }
 
     /// Where a source puts its chunks, at the head.
@@ -238,36 +246,30 @@ impl Handle {
 
     /// Serves a new connection whose first 8 bytes were not read yet, on a thread of its own.
     pub fn accept(&self, stream: TcpStream, from: SocketAddr) {
-        if self.0.handshakes.fetch_add(1, Ordering::Relaxed) >= HANDSHAKES {
-            self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
-            return self.0.stray(from, "too many handshakes under way");
-        }
         let handle = self.clone();
-        let started = std::thread::Builder::new().name("greet".into()).spawn(move || {
+        self.0.entrance.enter(stream, from, move |stream, guest| {
             let mut hello = [0; 8];
             let end = Instant::now() + HANDSHAKE;
             match Bounded::new(&stream, end).read_exact(&mut hello) {
-                Ok(()) if hello == HELLO => handle.serve(stream, from),
-                Ok(()) => handle.0.stray(from, "it is not a child"),
-                Err(e) => handle.0.stray(from, &e.to_string()),
+                Ok(()) if hello == HELLO => handle.serve(stream, &guest, end),
+                Ok(()) => guest.refuse(Refusal::Garbled, "it is not a child"),
+                Err(e) => guest.refuse(Refusal::of_io(&e), &e.to_string()),
             }
-            handle.0.handshakes.fetch_sub(1, Ordering::Relaxed);
         });
-        if let Err(e) = started {
-            self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
-            self.0.stray(from, &format!("no thread for it: {e}"));
+    }
+
+    /// Serves a connection after [`HELLO`] was read from it: the rest of the handshake, until `end`, then the relaying
+    /// thread has it.
+    pub fn serve(&self, stream: TcpStream, guest: &Guest, end: Instant) {
+        match self.greet(stream, guest, end) {
+            Ok(true) => {}
+            Ok(false) => guest.refuse(Refusal::Unexpected, "it names no link that is expected"),
+            Err(e) => guest.refuse(Refusal::of(&e), &e.to_string()),
         }
     }
 
-    /// Serves a connection after [`HELLO`] was read from it: the rest of the handshake, then the relaying thread has it.
-    pub fn serve(&self, stream: TcpStream, from: SocketAddr) {
-        if let Err(e) = self.greet(stream) {
-            self.0.stray(from, &e.to_string());
-        }
-    }
-
-    fn greet(&self, mut stream: TcpStream) -> Result<(), Error> {
-        let end = Instant::now() + HANDSHAKE;
+    /// False when nobody expects its link.
+    fn greet(&self, mut stream: TcpStream, guest: &Guest, end: Instant) -> Result<bool, Error> {
         let id = link::read_link(&stream, end)?;
         // A child may be quicker than the order that names its link.
         let mut expected = lock(&self.0.expected);
@@ -276,10 +278,15 @@ impl Handle {
                 break found.clone();
             }
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.0.is_stopped() {
-                return Err(Error::Malformed("it names no link that is expected".to_owned()));
+            if left.is_zero() || self.0.is_stopped() || guest.must_leave() {
+                return Ok(false);
             }
-            expected = self.0.arrived.wait_timeout(expected, left).unwrap_or_else(PoisonError::into_inner).0;
+            expected = self
+                .0
+                .arrived
+                .wait_timeout(expected, left.min(LOOK))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         };
         drop(expected);
         let prologue = link::prologue(&self.0.wave, &id, self.0.me, child);
@@ -295,7 +302,7 @@ impl Handle {
             link::prepare(&stream)?;
             self.0.command(Command::Child(Box::new(Welcomed { link: id, want, stream, session, said })));
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -352,11 +359,11 @@ impl Node {
             wave: config.wave.clone(),
             arrived: Condvar::new(),
             standing: Mutex::default(),
+            waits: Mutex::default(),
             received: Received::default(),
             outcome: Mutex::default(),
             ended: Condvar::new(),
-            handshakes: AtomicUsize::new(0),
-            strays: AtomicU64::new(0),
+            entrance: Arc::default(),
             stopped: AtomicBool::new(false),
         });
         let engine = Engine::new(config, Arc::clone(&shared), seal, pool, report);
@@ -389,6 +396,14 @@ impl std::ops::Deref for Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.handle.stop("the node left the chain");
+        let refusals = &self.handle.0.entrance.refusals;
+        if refusals.total() > 0 {
+            log::info!(
+                "at this node's port {} connections were refused: {}",
+                refusals.total(),
+                refusals.text()
+            );
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -407,13 +422,15 @@ fn accept_loop(listener: &TcpListener, handle: &Handle) {
         match listener.accept() {
             Ok((stream, from)) => match stream.set_nonblocking(false) {
                 Ok(()) => handle.accept(stream, from),
-                Err(e) => handle.0.stray(from, &e.to_string()),
+                Err(e) => handle.0.entrance.refusals.refuse(from, Refusal::of_io(&e), &e.to_string()),
             },
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(e) => {
-                log::warn!("accepting a child: {e}");
+                if let Some(more) = handle.0.entrance.refusals.count(Refusal::Crowded) {
+                    log::warn!("accepting a child: {e}{more}");
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

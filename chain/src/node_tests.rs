@@ -12,6 +12,9 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+#[path = "damage_tests.rs"]
+mod damage;
+
 enum Event {
     Report(NodeId, Report),
     Gone(NodeId),
@@ -35,6 +38,14 @@ fn listener() -> (TcpListener, SocketAddr) {
 
 /// A server with `count` nodes, `arity` children each, small windows, and no history.
 fn lab(count: u32, arity: usize) -> Lab {
+    lab_with(count, arity, |_, _| BTreeMap::new())
+}
+
+/// By parent and child: where the child dials in the parent's place.
+type Detours = BTreeMap<(u32, u32), SocketAddr>;
+
+/// The same, with something in between; the nodes' addresses are known by then.
+fn lab_with(count: u32, arity: usize, detours: impl FnOnce(&Wave, &[SocketAddr]) -> Detours) -> Lab {
     let key = Wave::new([9; 16], 1).unwrap();
     let signer = Signer::new(&key).unwrap();
     let dead_after = Duration::from_secs(8);
@@ -68,6 +79,7 @@ fn lab(count: u32, arity: usize) -> Lab {
     }
     let settings = wave::Settings { arity, survive: 2, dead_after, stall: Duration::from_secs(60) };
     let known = addresses.clone();
+    let detours = detours(&key, &addresses);
     let server = std::thread::spawn(move || {
         let mut wave = wave::Wave::new(settings, count, [5; 32], Duration::ZERO);
         let mut said = Vec::new();
@@ -78,7 +90,9 @@ fn lab(count: u32, arity: usize) -> Lab {
                     Action::Order(node, place) => {
                         let addresses = match place.parent {
                             Some((HEAD, _)) => vec![server_address],
-                            Some((NodeId(n), _)) => vec![known[n as usize - 1]],
+                            Some((NodeId(n), _)) => {
+                                vec![*detours.get(&(n, node.0)).unwrap_or(&known[n as usize - 1])]
+                            }
                             None => Vec::new(),
                         };
                         handles[&node].place(place, addresses);
@@ -96,10 +110,20 @@ fn lab(count: u32, arity: usize) -> Lab {
                 Ok(Event::Report(node, Report::Lacking(link, oldest))) => {
                     wave.lacking(node, &link, oldest, now)
                 }
+                Ok(Event::Report(node, Report::Damaged(link, chunk, why))) => {
+                    said.push(format!("{node} refused chunk {chunk}: {why}"));
+                    wave.damaged(node, &link, chunk, now)
+                }
                 Ok(Event::Report(_, Report::Silent(child, link))) => wave.silent_link(child, &link, now),
                 Ok(Event::Gone(node)) => wave.gone(node, "it was killed"),
                 Ok(Event::Stop) => return said,
-                Err(_) => wave.tick(now),
+                Err(_) => {
+                    let mut actions = wave.tick(now);
+                    for (node, handle) in handles.iter().filter(|(node, _)| **node != HEAD) {
+                        actions.extend(wave.status(*node, handle.standing().status, now));
+                    }
+                    actions
+                }
             };
         }
     });
@@ -272,11 +296,14 @@ fn strays_disturb_nobody_and_a_slow_greeting_ends() {
         assert!(reader.join().unwrap().unwrap() == bytes);
     }
     let end = Instant::now() + Duration::from_secs(12);
-    while lab.nodes[0].as_ref().unwrap().strays() < 3 {
-        assert!(Instant::now() < end, "{} strays", lab.nodes[0].as_ref().unwrap().strays());
+    let entrance = Arc::clone(lab.nodes[0].as_ref().unwrap().entrance());
+    while entrance.refusals.total() < 3 {
+        assert!(Instant::now() < end, "{}", entrance.refusals.text());
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(slow.join().unwrap() < Duration::from_secs(8));
+    let reasons = [Refusal::Garbled, Refusal::Unexpected, Refusal::Late];
+    assert_eq!(reasons.map(|reason| entrance.refusals.of(reason)), [1, 1, 1], "{}", entrance.refusals.text());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{HEADER, Header, Sealed};
-use crate::core::{Acknowledgement, NodeId};
+use crate::core::{Acknowledgement, NodeId, Time};
 use crate::link::{self, LinkId};
 use crate::noise::link::LinkSession;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -48,6 +48,7 @@ impl Parent {
                 }
             };
             match read {
+                Ok(0) if self.got > 0 || self.body.is_some() => return Err(Error::Truncated),
                 Ok(0) => return Err(closed()),
                 Ok(n) => self.got += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -84,7 +85,7 @@ impl Parent {
     /// When a header is whole, its body is next.
     fn begin_body(&mut self, pool: &Pool) -> Result<(), Error> {
         if self.body.is_none() && self.got == HEADER {
-            let header = Header::from_bytes(&self.header)?;
+            let header = Header::from_bytes(&self.header).map_err(|e| Error::Header(e.to_string()))?;
             self.body = Some((header, pool.take_sized(header.sealed as usize)));
             self.got = 0;
         }
@@ -136,6 +137,9 @@ pub(crate) struct Child {
     pub stream: TcpStream,
     sending: Option<Sending>,
     blocked: bool,
+    /// It took something since the last look, and when that was.
+    moved: bool,
+    looked: Time,
     session: LinkSession,
     inbox: Vec<u8>,
 }
@@ -148,7 +152,17 @@ struct Sending {
 
 impl Child {
     pub(crate) fn new(node: NodeId, link: LinkId, stream: TcpStream, session: LinkSession) -> Self {
-        Self { node, link, stream, sending: None, blocked: false, session, inbox: Vec::new() }
+        Self {
+            node,
+            link,
+            stream,
+            sending: None,
+            blocked: false,
+            moved: false,
+            looked: Time::ZERO,
+            session,
+            inbox: Vec::new(),
+        }
     }
 
     /// Whether the next chunk may be begun.
@@ -159,6 +173,19 @@ impl Child {
     /// Whether the socket is to be waited for.
     pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// The chunk that is being sent.
+    pub(crate) fn sending(&self) -> Option<u64> {
+        self.sending.as_ref().map(|sending| sending.chunk.header.number)
+    }
+
+    /// For how long the socket has taken nothing, as far as these looks saw.
+    pub(crate) fn still_for(&mut self, now: Time) -> Time {
+        if std::mem::take(&mut self.moved) {
+            self.looked = now;
+        }
+        now.saturating_sub(self.looked)
     }
 
     /// Begins a chunk.
@@ -182,7 +209,10 @@ impl Child {
             };
             match result {
                 Ok(0) => return Err(closed()),
-                Ok(n) => sending.at += n,
+                Ok(n) => {
+                    sending.at += n;
+                    self.moved = true;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return Ok(Sent::Blocked);

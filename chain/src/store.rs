@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// Opened copies kept beside their sealed originals, so that the consumer need not open them again. Few, as each costs up
 /// to a chunk of memory outside the window.
 const OPENED: usize = 8;
+/// A consumer that waits is woken when it can take so many chunks at once, or when the relaying thread has nothing else to do.
+const WORTH_WAKING: u64 = 4;
 /// Chunks that the server's source may be ahead of the relaying thread.
 const INCOMING: usize = 4;
 
@@ -78,6 +80,13 @@ struct State {
     broken: Option<String>,
 }
 
+impl State {
+    /// Chunks that the consumer has not taken.
+    fn available(&self) -> u64 {
+        (self.first + self.chunks.len() as u64).saturating_sub(self.next)
+    }
+}
+
 #[derive(Debug)]
 struct Slot {
     sealed: Arc<Sealed>,
@@ -131,7 +140,19 @@ impl Store {
         state.opened += usize::from(opened.is_some());
         state.complete |= matches!(sealed.header.kind, Kind::End | Kind::GivenUp);
         state.chunks.push_back(Slot { sealed, opened });
-        let wake = std::mem::take(&mut state.waiting);
+        let wake = state.complete || state.available() >= WORTH_WAKING;
+        self.wake_consumer(state, wake);
+    }
+
+    /// The relaying thread is about to sleep: whoever waits for a chunk that is there gets it now.
+    pub(crate) fn nudge(&self) {
+        let state = self.lock();
+        let wake = state.available() > 0;
+        self.wake_consumer(state, wake);
+    }
+
+    fn wake_consumer(&self, mut state: MutexGuard<'_, State>, wake: bool) {
+        let wake = wake && std::mem::take(&mut state.waiting);
         drop(state);
         if wake {
             self.consumer.notify_all();

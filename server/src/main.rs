@@ -20,6 +20,7 @@ enum Command {
     Deploy(deployment::command::DeployArgs),
     Boot(boot::command::BootCommand),
     Layout(layout_command::LayoutArgs),
+    Go(deployment::go::GoArgs),
     Init(trust::commands::InitArgs),
     Token(trust::commands::TokenArgs),
 }
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             .map_err(Into::into)
             .and_then(|flag| boot::command::run_boot(args, || flag.load(Ordering::SeqCst))),
         Command::Layout(args) => layout_command::run(args),
+        Command::Go(args) => deployment::go::run(args),
         Command::Init(args) => trust::commands::init(args),
         Command::Token(args) => trust::commands::token(args),
     };

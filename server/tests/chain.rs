@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+#[path = "chain/many.rs"]
+mod many;
 mod programs;
 #[path = "chain/trust.rs"]
 mod trust;
@@ -359,8 +361,9 @@ fn a_failing_sink_and_a_full_disk_fail_their_nodes_only() {
 #[test]
 fn a_server_that_dies_in_the_middle_is_a_failure_at_every_node() {
     let mut d = Deployment::start(2, &["--source-cmd", "cat /dev/urandom"]);
-    d.agent(&["--sink-cmd", "cat >/dev/null"]);
-    d.agent(&["--sink-cmd", "cat >/dev/null"]);
+    // A little patience: the server does not come back.
+    d.agent(&["--sink-cmd", "cat >/dev/null", "--patience", "2s"]);
+    d.agent(&["--sink-cmd", "cat >/dev/null", "--patience", "2s"]);
     d.server.wait_line("starting with 2 nodes");
     std::thread::sleep(Duration::from_secs(1));
     d.server.kill();

@@ -3,320 +3,212 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+mod lab;
 mod programs;
 
 use ka_sys::process::run;
-use programs::{agent_program, key_in, make_token, server_program};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use lab::{Fault, Lab, STREAM, possible, sh};
+use std::io::Write;
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// MiB of the stream; it takes at least [`STREAM`] seconds.
-const SIZE: usize = 40;
-const STREAM: u64 = 4;
-/// No deployment here may take longer.
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn sh(script: &str) -> String {
-    run(Command::new("sh").args(["-ec", script]), Duration::from_secs(30)).unwrap().text()
-}
-
-fn possible() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let ip = Command::new("sh").args(["-c", "command -v ip"]).output().is_ok_and(|o| o.status.success());
-    if !root || !ip {
-        println!("SKIPPED: needs root and iproute2");
-    }
-    root && ip
-}
-
-struct Program {
-    child: Child,
-    text: Arc<Mutex<String>>,
-}
-
-impl Program {
-    fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let text = Arc::new(Mutex::new(String::new()));
-        let stderr = child.stderr.take().unwrap();
-        let kept = Arc::clone(&text);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                kept.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
-        Self { child, text }
-    }
-
-    fn text(&self) -> String {
-        self.text.lock().unwrap().clone()
-    }
-
-    fn wait_for(&self, pattern: &str) {
-        let end = Instant::now() + LIMIT;
-        while !self.text().contains(pattern) {
-            assert!(Instant::now() < end, "`{pattern}` never came; this did:\n{}", self.text());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What happens to a node.
+/// When a fault comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    Killed,
-    Frozen,
-    /// For 5 s, then it goes on.
-    FrozenAndBack,
-    /// Both directions, for good; its programs run on.
-    CableCut,
-    /// What it sends is lost from now on.
-    CutOneWay,
-    /// No word to anybody.
-    MachineOff,
+enum When {
+    /// A quarter of the stream is still to come, so that what a repair costs cannot hide in the rest of it.
+    MidStream,
+    /// The last chunk is out, the nodes' consumers still work.
+    FinalFlush,
 }
 
-/// A bridge with a server and nodes on it, gone when dropped.
-struct Lab {
-    id: String,
-    server: Option<Program>,
-    nodes: Vec<Program>,
-    folder: tempfile::TempDir,
-    stream: PathBuf,
-    sum: String,
+/// Nodes in the chain that is struck.
+const NODES: usize = 4;
+
+/// A deployment that has begun. In the final flush each consumer stops for 3 s before it takes the last quarter.
+fn begin(when: When) -> (Lab, Instant) {
+    let mut lab = Lab::network(NODES);
+    let source = lab.source();
+    lab.start_server(&source, &["--nodes", &NODES.to_string()]);
+    for n in 1..=NODES {
+        let slow = format!("(head -c 30M; sleep 3; cat) | sha256sum > {}", lab.sum_of(n).display());
+        lab.start_node(n, (when == When::FinalFlush).then_some(&slow));
+    }
+    lab.server.as_ref().unwrap().wait_for("starting with");
+    (lab, Instant::now())
 }
 
-impl Lab {
-    fn new(nodes: usize, options: &[&str]) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = format!("karp{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-        let stream = folder.path().join("stream");
-        let mut bytes = vec![0; SIZE << 20];
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
-        std::fs::write(&stream, &bytes).unwrap();
-        let sum = sh(&format!("sha256sum < {}", stream.display()));
-        sh(&format!(
-            "ip netns add {id}b; ip -n {id}b link add name br0 type bridge; ip -n {id}b link set br0 up"
-        ));
-        for n in 0..=nodes {
-            sh(&format!(
-                "ip netns add {id}n{n}; ip -n {id}n{n} link set lo up
-                 ip link add e0 netns {id}n{n} type veth peer name p{n} netns {id}b
-                 ip -n {id}b link set p{n} master br0 up
-                 ip -n {id}n{n} addr add 10.77.0.{}/24 dev e0; ip -n {id}n{n} link set e0 up",
-                n + 1
-            ));
-        }
-        let mut lab = Self { id, server: None, nodes: Vec::new(), folder, stream, sum };
-        lab.start(nodes, options);
-        lab
-    }
-
-    fn inside(&self, n: usize, program: &Path) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}n{n}", self.id)]).arg(program);
-        command
-    }
-
-    fn start(&mut self, nodes: usize, options: &[&str]) {
-        let token = make_token(self.folder.path(), "token", &["--shared"]);
-        let layout = self.folder.path().join("layout.toml");
-        let text = "version = 1\n[[disk]]\nname = \"system\"\ntable = \"gpt\"\n[[partition]]\ntype = \"linux\"\n\
-                    size = \"fill\"\nformat = { fs = \"ext4\" }\nmount = { path = \"/\" }\n";
-        std::fs::write(&layout, text).unwrap();
-        let mut command = self.inside(0, &server_program());
-        // A source with a rate of its own, so that the faults fall into the stream.
-        let source = format!(
-            "for i in $(seq 0 {}); do dd if={} bs=1M skip=$i count=1 status=none; sleep 0.{}; done",
-            SIZE - 1,
-            self.stream.display(),
-            STREAM * 100 / SIZE as u64
-        );
-        command
-            .args(["deploy", "--listen", "10.77.0.1:5757", "--nodes", &nodes.to_string()])
-            .arg("--layout")
-            .arg(&layout)
-            .args(["--source-cmd", &source])
-            .arg("--log-dir")
-            .arg(self.folder.path().join("log"))
-            .arg("--state")
-            .arg(self.folder.path().join("nodes.json"))
-            .args(options);
-        let server = Program::start(command);
-        server.wait_for("listening on TCP port");
-        server.wait_for("this server's key is ");
-        let key = key_in(&server.text());
-        for n in 1..=nodes {
-            let mut command = self.inside(n, &agent_program());
-            command
-                .args(["receive", "--server", "10.77.0.1:5757", "--name", &format!("n{n}"), "--key", &key])
-                .arg("--token-file")
-                .arg(&token)
-                .args(["--sink-cmd", &format!("sha256sum > {}", self.sum_of(n).display())]);
-            self.nodes.push(Program::start(command));
-        }
-        server.wait_for("starting with");
-        self.server = Some(server);
-    }
-
-    fn sum_of(&self, n: usize) -> PathBuf {
-        self.folder.path().join(format!("sum{n}"))
-    }
-
-    fn strike(&self, n: usize, fault: Fault) {
-        let node = &self.nodes[n - 1];
-        let id = &self.id;
-        let cut = || sh(&format!("ip -n {id}b link set p{n} down"));
-        match fault {
-            Fault::Killed => node.signal(rustix::process::Signal::KILL),
-            Fault::Frozen | Fault::FrozenAndBack => node.signal(rustix::process::Signal::STOP),
-            Fault::CableCut => drop(cut()),
-            Fault::CutOneWay => drop(sh(&format!(
-                "ip netns exec {id}n{n} tc qdisc add dev e0 root tbf rate 8bit burst 1 limit 1"
-            ))),
-            Fault::MachineOff => {
-                cut();
-                node.signal(rustix::process::Signal::KILL);
-            }
-        }
-        if fault == Fault::FrozenAndBack {
-            std::thread::sleep(Duration::from_secs(5));
-            node.signal(rustix::process::Signal::CONT);
-        }
-    }
-
-    /// The exit statuses of the server and of the nodes, those of `struck` left out.
-    fn ends(&mut self, struck: &[usize]) -> (i32, Vec<i32>) {
-        let end = Instant::now() + LIMIT;
-        let everything = self.everything();
-        let wait = |program: &mut Program| loop {
-            if let Some(status) = program.child.try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < end, "no end:\n{everything}\n{}", program.text());
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        let nodes = self.nodes.iter_mut().enumerate().filter(|(n, _)| !struck.contains(&(n + 1)));
-        let nodes = nodes.map(|(_, node)| wait(node)).collect();
-        (wait(self.server.as_mut().unwrap()), nodes)
-    }
-
-    fn everything(&self) -> String {
-        let mut text = self.server.as_ref().map(Program::text).unwrap_or_default();
-        for (n, node) in self.nodes.iter().enumerate() {
-            // Writing to a String cannot fail.
-            let _ = std::fmt::Write::write_fmt(&mut text, format_args!("--- n{}\n{}", n + 1, node.text()));
-        }
-        text
-    }
-
-    fn check_sums(&self, count: usize, struck: &[usize]) {
-        for n in (1..=count).filter(|n| !struck.contains(n)) {
-            let sum = std::fs::read_to_string(self.sum_of(n)).unwrap();
-            assert_eq!(sum.trim(), self.sum.trim(), "node {n}:\n{}", self.everything());
-        }
-    }
+/// How long the same run takes when nothing happens, here and now: measured once in this process.
+fn undisturbed(when: When) -> Duration {
+    static MEASURED: [OnceLock<Duration>; 2] = [OnceLock::new(), OnceLock::new()];
+    *MEASURED[when as usize].get_or_init(|| {
+        let (mut lab, start) = begin(when);
+        let (server, nodes) = lab.ends(&[]);
+        let took = start.elapsed();
+        assert_eq!((server, &nodes[..]), (0, &[0; NODES][..]), "{}", lab.everything());
+        println!("undisturbed, {when:?}: {took:?}");
+        took
+    })
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for node in &self.nodes {
-            let _ = rustix::process::kill_process(
-                rustix::process::Pid::from_child(&node.child),
-                rustix::process::Signal::CONT,
-            );
-        }
-        self.nodes.clear();
-        self.server = None;
-        let id = &self.id;
-        sh(&format!(
-            "for n in $(ip netns list | cut -d' ' -f1 | grep '^{id}[bn]'); do ip netns del $n; done"
-        ));
-    }
-}
-
-/// Strikes these nodes of a chain of four after a third of the stream, and sees to the others.
-fn strike(nodes: &[usize], fault: Fault, more: Duration) {
+/// Strikes these nodes, and sees to the others: they end well, and at most `more` later than when nothing happens.
+fn strike(nodes: &[usize], fault: Fault, when: When, more: Duration) {
     if !possible() {
         return;
     }
-    let mut lab = Lab::new(4, &[]);
-    let start = Instant::now();
-    std::thread::sleep(Duration::from_millis(STREAM * 1000 / 3));
+    let undisturbed = undisturbed(when);
+    let (mut lab, start) = begin(when);
+    match when {
+        When::MidStream => std::thread::sleep(Duration::from_millis(STREAM * 750)),
+        When::FinalFlush => lab.server.as_ref().unwrap().wait_for("everything was sent"),
+    }
     for n in nodes {
         lab.strike(*n, fault);
     }
     let struck = if fault == Fault::FrozenAndBack { &[][..] } else { nodes };
-    let (server, others) = lab.ends(struck);
+    let others = lab.nodes_end(struck);
     let took = start.elapsed();
+    let server = lab.server_ends();
+    let all = start.elapsed();
     let expected = if struck.is_empty() { 0 } else { 3 };
     assert_eq!(server, expected, "{}", lab.everything());
     assert!(others.iter().all(|code| *code == 0), "{others:?}\n{}", lab.everything());
-    lab.check_sums(4, struck);
-    let limit = Duration::from_secs(STREAM + 4) + more;
-    assert!(took < limit, "{took:?} of {limit:?}\n{}", lab.everything());
+    lab.check_sums(NODES, struck);
+    println!("{fault:?} {nodes:?} {when:?}: {took:?}, server {all:?}, undisturbed {undisturbed:?}");
+    assert!(took < undisturbed + more, "{took:?}, undisturbed {undisturbed:?}\n{}", lab.everything());
+    // Nor does the server wait for the dead.
+    assert!(all < undisturbed + more, "{all:?}, undisturbed {undisturbed:?}\n{}", lab.everything());
 }
 
+/// What survivors may lose when a connection closes.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// What they may lose when a node or a link falls silent: `--dead-after`, and a second.
 const DEAD_AFTER: Duration = Duration::from_secs(9);
 
 #[test]
 fn killed_nodes_are_bridged_at_once() {
     for nodes in [&[1][..], &[2], &[4], &[2, 3]] {
-        strike(nodes, Fault::Killed, AT_ONCE);
+        strike(nodes, Fault::Killed, When::MidStream, AT_ONCE);
+    }
+}
+
+#[test]
+fn nodes_killed_in_the_final_flush_hold_nobody_up() {
+    for nodes in [&[1][..], &[2], &[4], &[2, 3]] {
+        strike(nodes, Fault::Killed, When::FinalFlush, AT_ONCE);
     }
 }
 
 #[test]
 fn frozen_nodes_are_bridged_when_they_are_declared_dead() {
     for nodes in [&[1][..], &[3], &[4]] {
-        strike(nodes, Fault::Frozen, DEAD_AFTER);
+        strike(nodes, Fault::Frozen, When::MidStream, DEAD_AFTER);
+    }
+}
+
+#[test]
+fn nodes_frozen_in_the_final_flush_end_the_wave_when_they_are_declared_dead() {
+    for nodes in [&[1][..], &[3], &[4]] {
+        strike(nodes, Fault::Frozen, When::FinalFlush, DEAD_AFTER);
     }
 }
 
 #[test]
 fn a_node_that_was_frozen_for_5_seconds_is_not_thrown_out() {
-    for nodes in [&[1][..], &[4]] {
-        strike(nodes, Fault::FrozenAndBack, Duration::from_secs(6));
+    for nodes in [&[1][..], &[2], &[4]] {
+        strike(nodes, Fault::FrozenAndBack, When::MidStream, Duration::from_secs(6));
     }
 }
 
 #[test]
 fn a_cut_cable_costs_one_node() {
-    for nodes in [&[1][..], &[3]] {
-        strike(nodes, Fault::CableCut, DEAD_AFTER);
+    for nodes in [&[1][..], &[3], &[4]] {
+        strike(nodes, Fault::CableCut, When::MidStream, DEAD_AFTER);
+    }
+}
+
+#[test]
+fn a_cable_cut_in_the_final_flush_costs_one_node() {
+    for nodes in [&[1][..], &[3], &[4]] {
+        strike(nodes, Fault::CableCut, When::FinalFlush, DEAD_AFTER);
     }
 }
 
 #[test]
 fn a_node_that_is_heard_no_more_costs_one_node() {
-    for nodes in [&[2][..], &[4]] {
-        strike(nodes, Fault::CutOneWay, DEAD_AFTER);
+    for nodes in [&[1][..], &[2], &[4]] {
+        strike(nodes, Fault::CutOneWay, When::MidStream, DEAD_AFTER);
+    }
+}
+
+#[test]
+fn a_node_that_is_heard_no_more_in_the_final_flush_costs_one_node() {
+    for nodes in [&[1][..], &[2], &[4]] {
+        strike(nodes, Fault::CutOneWay, When::FinalFlush, DEAD_AFTER);
     }
 }
 
 #[test]
 fn a_machine_that_is_switched_off_costs_one_node() {
-    for nodes in [&[1][..], &[2, 3]] {
-        strike(nodes, Fault::MachineOff, DEAD_AFTER);
+    for nodes in [&[1][..], &[2, 3], &[4]] {
+        strike(nodes, Fault::MachineOff, When::MidStream, DEAD_AFTER);
+    }
+}
+
+#[test]
+fn a_machine_that_is_switched_off_in_the_final_flush_costs_one_node() {
+    for nodes in [&[1][..], &[2, 3], &[4]] {
+        strike(nodes, Fault::MachineOff, When::FinalFlush, DEAD_AFTER);
+    }
+}
+
+/// Nothing of node `n`'s connection to its parent gets through any more, in either direction, and no end hears of it; what
+/// both say to the server does, and so would a new connection.
+fn half_open(lab: &Lab, n: usize) {
+    let id = &lab.id;
+    let connection = sh(&format!("ip netns exec {id}n{n} ss -Htn state established dst 10.77.0.{n}"));
+    // The server's port is that of its control connection.
+    let port: Vec<&str> = connection
+        .lines()
+        .filter(|line| !line.contains(":5757"))
+        .filter_map(|line| line.split_whitespace().nth(2)?.rsplit(':').next())
+        .collect();
+    assert_eq!(port.len(), 1, "{connection}");
+    for (space, device, side) in
+        [(format!("{id}n{n}"), "e0".into(), "sport"), (format!("{id}b"), format!("p{n}"), "dport")]
+    {
+        sh(&format!(
+            "tc() {{ ip netns exec {space} tc \"$@\"; }}
+             tc qdisc add dev {device} root handle 1: htb default 10
+             tc class add dev {device} parent 1: classid 1:10 htb rate 10gbit quantum 200000
+             tc class add dev {device} parent 1: classid 1:20 htb rate 8bit quantum 2000
+             tc qdisc add dev {device} parent 1:20 handle 20: tbf rate 8bit burst 1 limit 1
+             tc filter add dev {device} parent 1: protocol ip prio 1 u32 match ip protocol 6 0xff \
+               match ip {side} {} 0xffff flowid 1:20",
+            port[0]
+        ));
+    }
+}
+
+/// Both machines live and so does the cable: nobody may be lost.
+#[test]
+fn a_half_open_connection_is_dialled_anew_and_costs_nobody() {
+    if !possible() {
+        return;
+    }
+    let undisturbed = undisturbed(When::MidStream);
+    for n in [2, 3, 4] {
+        let (mut lab, start) = begin(When::MidStream);
+        std::thread::sleep(Duration::from_millis(STREAM * 750));
+        half_open(&lab, n);
+        let (server, nodes) = lab.ends(&[]);
+        let took = start.elapsed();
+        assert_eq!((server, &nodes[..]), (0, &[0; NODES][..]), "{}", lab.everything());
+        lab.check_sums(NODES, &[]);
+        let text = lab.everything();
+        assert!(took > undisturbed + Duration::from_secs(3), "nobody noticed: {took:?}\n{text}");
+        println!("half open at {n}: {took:?}, undisturbed {undisturbed:?}");
+        assert!(took < undisturbed + DEAD_AFTER, "{took:?}, undisturbed {undisturbed:?}\n{text}");
     }
 }
 
@@ -347,7 +239,7 @@ fn strays_on_every_port_disturb_nobody() {
     let script = "import os, socket, sys\n\
                   for host in range(1, 5):\n\
                   \x20 for port in [int(p) for p in sys.argv[1:]]:\n\
-                  \x20  for what in (b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA02' + os.urandom(24), b'KACTRL01' + os.urandom(400)):\n\
+                  \x20  for what in (b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA03' + os.urandom(24), b'KACTRL02' + os.urandom(400)):\n\
                   \x20   try:\n\
                   \x20    s = socket.create_connection((f'10.77.0.{host}', port), 1)\n\
                   \x20    s.send(what)\n\

@@ -49,6 +49,9 @@ struct Test {
     /// leave the virtual machines out
     #[argh(switch)]
     quick: bool,
+    /// 100,000 schedules in the simulator of the chain (normally 2,000)
+    #[argh(switch)]
+    nightly: bool,
     /// only this test with virtual machines (repeatable): three-boards,
     /// second-generation, wrong-inputs
     #[argh(option, arg_name = "TEST")]
@@ -132,8 +135,9 @@ fn run_command(command: Command) -> Result<Exit> {
             demo::run(&run_dir("demo")?)?;
             Ok(Exit::Done)
         }
-        Command::Test(Test { quick, only, first }) => {
-            let passed = test::run(&test::Options { quick, only, first }, &run_dir("test")?)?;
+        Command::Test(Test { quick, nightly, only, first }) => {
+            let options = test::Options { quick, nightly, only, first };
+            let passed = test::run(&options, &run_dir("test")?)?;
             Ok(if passed { Exit::Done } else { Exit::Failed })
         }
         Command::Lab(Lab { command: LabCommand::Login(_) }) => {

@@ -4,9 +4,13 @@
 //! real thing, which puts sockets around the very same code.
 //!
 //! [`relay`] is a node's part (and the server's, at the head): which chunks must stay, who is sent what, whether more may
-//! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans.
+//! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans. [`waits`] counts what a place
+//! waits for, and [`brake`] sees from that what holds the chain up. [`door`] is every port's: whose handshake may be under way.
 
+pub mod brake;
+pub mod door;
 pub mod relay;
+pub mod waits;
 pub mod wave;
 
 mod mutation;

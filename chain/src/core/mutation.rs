@@ -36,6 +36,9 @@ pub enum Mutation {
     ReleaseEarly,
     /// The wave waits for the dead.
     WaitForDead,
+    /// A planned removal waits for the links of those who hold everything. Random schedules meet it too seldom: it has a test
+    /// of its own.
+    WaitForEnded,
     /// A lost link with both ends alive is not dialled again.
     NoRedial,
     /// What the ancestor lacks is not fetched from the server.
@@ -78,11 +81,17 @@ pub enum Mutation {
     OneDeadLinkIsEnough,
     /// A disk that takes something now and then counts as stuck.
     SlowIsStuck,
+    /// A node that is to leave goes before its children have another parent.
+    RemoveAtOnce,
+    /// A node that gave a damaged copy twice is taken out before anybody has seen a good one.
+    BlameAtOnce,
+    /// The node that was given damaged copies is taken out in place of the one that gave them.
+    BlameTheWitness,
 }
 
 /// All of them.
 #[cfg(test)]
-pub const ALL: [Mutation; 37] = [
+pub const ALL: [Mutation; 40] = [
     Mutation::DropLastGeneration,
     Mutation::DropDescendants,
     Mutation::KeepForChildrenOnly,
@@ -120,6 +129,9 @@ pub const ALL: [Mutation; 37] = [
     Mutation::AncestorForgets,
     Mutation::OneDeadLinkIsEnough,
     Mutation::SlowIsStuck,
+    Mutation::RemoveAtOnce,
+    Mutation::BlameAtOnce,
+    Mutation::BlameTheWitness,
 ];
 
 /// Whether this bug is planted.

@@ -12,10 +12,10 @@ use crate::link::LinkId;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Something changed: an acknowledgement is sent after this time at the latest.
 /// New chunks that are acknowledged at once. Few: what is acknowledged soon leaves the windows above soon, and buffers that
 /// come back soon are still in the cache.
 const QUANTUM: u64 = 2;
+/// Something changed: an acknowledgement is sent after this time at the latest.
 const SOON: Duration = Duration::from_millis(50);
 /// Nothing changed: it is said again after this time, so that the parent sees that the child lives.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -166,6 +166,12 @@ impl Relay {
         }
         self.trim();
         changes
+    }
+
+    /// The epoch of the last order that was obeyed.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The number after the last chunk held: what is wanted next.
@@ -411,7 +417,8 @@ impl Relay {
     }
 
     fn acknowledgement(&self) -> Acknowledgement {
-        let mut deepest = self.limits.survive;
+        // Children are spoken of even when no death is survived: a planned removal hands them to the parent.
+        let mut deepest = self.limits.survive.max(1);
         if is_planted(Mutation::DropLastGeneration) {
             deepest = deepest.saturating_sub(1);
         }

@@ -7,9 +7,13 @@
 //! Every change is made in one table of parents; [`Wave::sync`] then tells those whose place is another now, parents
 //! before children.
 
+mod damage;
+mod removal;
+
 use super::mutation::{Mutation, is_planted};
 use super::{HEAD, Link, NodeId, Place, Time};
 use crate::link::LinkId;
+use removal::{Leaving, Planned};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -66,6 +70,10 @@ pub struct Status {
     pub consumed: u64,
     /// Its own consumer alone keeps its window full.
     pub stuck: bool,
+    /// The epoch of the last order that it obeyed.
+    pub epoch: u64,
+    /// How many generations below it hold everything that has left its window.
+    pub cover: u8,
 }
 
 #[derive(Debug)]
@@ -89,6 +97,7 @@ struct Member {
     stuck_since: Option<Time>,
     ended: bool,
     failed: bool,
+    damage: damage::Damage,
 }
 
 impl Member {
@@ -126,7 +135,10 @@ pub struct Wave {
     epoch: u64,
     members: BTreeMap<NodeId, Member>,
     sent: BTreeMap<NodeId, Place>,
-    planned: VecDeque<(NodeId, String)>,
+    /// What the head says of itself.
+    head: Status,
+    planned: VecDeque<Planned>,
+    leaving: Option<Leaving>,
     released: bool,
 }
 
@@ -152,6 +164,7 @@ impl Wave {
             stuck_since: None,
             ended: false,
             failed: false,
+            damage: damage::Damage::default(),
         };
         let members = (1..=count).map(|n| (NodeId(n), member(n, &mut links))).collect();
         Self {
@@ -160,7 +173,9 @@ impl Wave {
             epoch: 0,
             members,
             sent: BTreeMap::new(),
+            head: Status::default(),
             planned: VecDeque::new(),
+            leaving: None,
             released: false,
         }
     }
@@ -215,6 +230,8 @@ impl Wave {
             _ => Some(now),
         };
         member.status = status;
+        self.verified(node, status.held);
+        let Some(member) = self.living(node) else { return Vec::new() };
         let caught_up = member.fetching.filter(|(_, to)| status.held >= *to);
         match caught_up {
             Some((ancestor, _)) if !is_planted(Mutation::StayWithServer) => {
@@ -329,13 +346,6 @@ impl Wave {
         actions
     }
 
-    /// A node is to leave the chain as soon as nothing else is being repaired.
-    pub fn plan_out(&mut self, node: NodeId, why: &str) {
-        if self.is_in(node) && !self.planned.iter().any(|(planned, _)| *planned == node) {
-            self.planned.push_back((node, why.to_owned()));
-        }
-    }
-
     /// A node holds the end record.
     pub fn ended(&mut self, node: NodeId) {
         if let Some(member) = self.living(node) {
@@ -388,16 +398,12 @@ impl Wave {
         let stall = self.settings.stall;
         for node in of(self, &|m| m.stuck_since.is_some_and(|since| now.saturating_sub(since) >= stall)) {
             if !is_planted(Mutation::NeverStuck) {
-                self.plan_out(node, &format!("its disk took nothing for {} s", stall.as_secs()));
+                let why = format!("its disk took nothing for {} s", stall.as_secs());
+                // Nothing may move before it is out, so that cover is not waited for without end.
+                self.plan_out(node, &why, Some(limit));
             }
         }
-        // One at a time, and only while the chain is whole.
-        if of(self, &|m| !m.joined).is_empty()
-            && let Some((node, why)) = self.planned.pop_front()
-            && self.is_in(node)
-        {
-            actions.extend(self.take(node, Standing::Out, &why));
-        }
+        actions.extend(self.remove_planned(now));
         actions.extend(self.sync());
         actions
     }
@@ -565,7 +571,7 @@ impl Wave {
         }
         let ancestor = member.fetching.map(|(ancestor, _)| ancestor);
         let ancestor = ancestor.filter(|_| !is_planted(Mutation::AncestorForgets));
-        for above in std::iter::once(member.parent).chain(ancestor) {
+        for above in std::iter::once(member.parent).chain(ancestor).chain(self.heir_of(member.parent)) {
             if above == node {
                 continue;
             }
@@ -579,202 +585,4 @@ impl Wave {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Clock;
-    use super::*;
-
-    fn settings() -> Settings {
-        Settings { arity: 1, survive: 2, dead_after: Duration::from_secs(8), stall: Duration::from_secs(60) }
-    }
-
-    fn wave(count: u32) -> (Wave, BTreeMap<NodeId, Place>) {
-        let mut wave = Wave::new(settings(), count, [7; 32], Time::ZERO);
-        let mut places = BTreeMap::new();
-        let actions = wave.begin();
-        obey(&mut wave, &mut places, actions);
-        (wave, places)
-    }
-
-    /// Keeps the orders; everybody joins at once.
-    fn obey(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, actions: Vec<Action>) {
-        for action in actions {
-            if let Action::Order(node, place) = action {
-                if let Some((_, link)) = &place.parent {
-                    wave.joined(node, &link.id, Time::ZERO);
-                }
-                let old = places.insert(node, place.clone());
-                assert!(old.is_none_or(|old| old.epoch < place.epoch));
-            }
-        }
-    }
-
-    fn parent_of(places: &BTreeMap<NodeId, Place>, node: u32) -> u32 {
-        places[&NodeId(node)].parent.as_ref().unwrap().0.0
-    }
-
-    fn all_heard(wave: &mut Wave, except: &[u32], now: Time) {
-        for node in wave.members.keys().copied().collect::<Vec<_>>() {
-            if !except.contains(&node.0) {
-                wave.heard(node, now);
-            }
-        }
-    }
-
-    #[test]
-    fn orphans_of_two_deaths_in_a_row_go_to_the_nearest_living_ancestor() {
-        let (mut wave, mut places) = wave(5);
-        assert_eq!(places[&NodeId(1)].family, [(NodeId(2), 1), (NodeId(3), 2), (NodeId(4), 3)]);
-        let actions = wave.gone(NodeId(3), "x");
-        assert_eq!(actions[0], Action::Dead(NodeId(3), "x".into()));
-        obey(&mut wave, &mut places, actions);
-        assert_eq!((parent_of(&places, 4), parent_of(&places, 5)), (2, 4));
-        assert_eq!(places[&HEAD].family, [(NodeId(1), 1), (NodeId(2), 2), (NodeId(4), 3)]);
-        let actions = wave.gone(NodeId(2), "y");
-        obey(&mut wave, &mut places, actions);
-        assert_eq!(parent_of(&places, 4), 1);
-        let actions = wave.gone(NodeId(1), "z");
-        obey(&mut wave, &mut places, actions);
-        assert_eq!(parent_of(&places, 4), 0);
-        assert_eq!(places[&HEAD].children.len(), 1);
-        wave.ended(NodeId(4));
-        assert!(!wave.may_release());
-        wave.ended(NodeId(5));
-        assert!(wave.may_release());
-    }
-
-    #[test]
-    fn silence_kills_and_five_seconds_do_not() {
-        let (mut wave, _) = wave(3);
-        let at = Duration::from_millis;
-        all_heard(&mut wave, &[2], at(7900));
-        assert!(wave.tick(at(7900)).is_empty());
-        let actions = wave.tick(at(8000));
-        assert_eq!(actions[0], Action::Dead(NodeId(2), "it was silent for 8 s".into()));
-        let mut clock = Clock::default();
-        clock.advance(at(100));
-        assert_eq!(clock.advance(at(60_000)), at(600), "a pause is half a second");
-    }
-
-    #[test]
-    fn a_link_that_dies_twice_moves_the_child_up_and_the_parent_to_the_end() {
-        let (mut wave, mut places) = wave(4);
-        let link = |places: &BTreeMap<NodeId, Place>, n| places[&NodeId(n)].parent.clone().unwrap().1.id;
-        let first = link(&places, 3);
-        let actions = wave.lost(NodeId(3), &first, Duration::from_secs(1));
-        obey(&mut wave, &mut places, actions);
-        assert!(parent_of(&places, 3) == 2 && link(&places, 3) != first);
-        let (now, later) = (Duration::from_secs(2), Duration::from_millis(3100));
-        assert!(wave.lost(NodeId(3), &first, now).is_empty(), "an old link");
-        let second = link(&places, 3);
-        assert!(wave.lost(NodeId(3), &second, now).is_empty());
-        assert!(wave.tick(now).is_empty(), "the parent may be dead");
-        all_heard(&mut wave, &[], now + Duration::from_millis(400));
-        assert!(wave.tick(now).is_empty(), "its last words may have been under way when it died");
-        all_heard(&mut wave, &[], later);
-        let actions = wave.tick(later);
-        obey(&mut wave, &mut places, actions);
-        assert_eq!([1, 3, 4, 2].map(|n| parent_of(&places, n)), [0, 1, 3, 4]);
-    }
-
-    #[test]
-    fn the_last_words_of_a_dead_parent_are_no_sign_of_life() {
-        use super::super::mutation::plant;
-        for mutation in [None, Some(Mutation::JudgeAtOnce)] {
-            let (mut wave, mut places) = wave(4);
-            for _ in 0..2 {
-                let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
-                let actions = wave.lost(NodeId(3), &link, Duration::from_secs(1));
-                obey(&mut wave, &mut places, actions);
-            }
-            all_heard(&mut wave, &[], Duration::from_millis(1030));
-            plant(mutation);
-            let judged = !wave.tick(Duration::from_millis(1040)).is_empty();
-            plant(None);
-            assert_eq!(judged, mutation.is_some(), "the planted bug is found");
-        }
-    }
-
-    #[test]
-    fn what_the_ancestor_lacks_comes_from_the_server_and_what_that_lacks_is_out() {
-        let (mut wave, mut places) = wave(4);
-        let actions = wave.gone(NodeId(2), "x");
-        obey(&mut wave, &mut places, actions);
-        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
-        let actions = wave.lacking(NodeId(3), &link, 40, Time::ZERO);
-        obey(&mut wave, &mut places, actions);
-        assert_eq!(parent_of(&places, 3), 0);
-        assert!(places[&NodeId(1)].family.contains(&(NodeId(3), 1)), "node 1 keeps its oldest chunk for it");
-        assert!(wave.status(NodeId(3), Status { held: 39, ..Status::default() }, Time::ZERO).is_empty());
-        let actions = wave.status(NodeId(3), Status { held: 40, ..Status::default() }, Time::ZERO);
-        obey(&mut wave, &mut places, actions);
-        assert_eq!(parent_of(&places, 3), 1);
-        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
-        let actions = wave.lacking(NodeId(3), &link, 40, Time::ZERO);
-        obey(&mut wave, &mut places, actions);
-        let link = places[&NodeId(3)].parent.clone().unwrap().1.id;
-        let actions = wave.lacking(NodeId(3), &link, 50, Time::ZERO);
-        let out = |n| actions.iter().any(|a| matches!(a, Action::Out(NodeId(m), _) if *m == n));
-        assert!(out(3) && out(4) && !out(1));
-    }
-
-    #[test]
-    fn what_the_history_lacks_is_asked_for_of_those_above_the_ancestor() {
-        let (mut wave, mut places) = wave(5);
-        let lacks = |wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, oldest| {
-            let link = places[&NodeId(4)].parent.clone().unwrap().1.id;
-            let actions = wave.lacking(NodeId(4), &link, oldest, Time::ZERO);
-            obey(wave, places, actions.clone());
-            actions
-        };
-        let actions = wave.gone(NodeId(3), "x");
-        obey(&mut wave, &mut places, actions);
-        lacks(&mut wave, &mut places, 40);
-        assert_eq!(parent_of(&places, 4), 0);
-        lacks(&mut wave, &mut places, 45);
-        assert_eq!((parent_of(&places, 4), wave.fetching(NodeId(4))), (1, Some(NodeId(2))));
-        let actions = wave.status(NodeId(4), Status { held: 40, ..Status::default() }, Time::ZERO);
-        obey(&mut wave, &mut places, actions);
-        assert_eq!((parent_of(&places, 4), wave.fetching(NodeId(4))), (2, None));
-        // Nobody has it.
-        for _ in 0..2 {
-            lacks(&mut wave, &mut places, 60);
-        }
-        let actions = lacks(&mut wave, &mut places, 60);
-        let out = |n| actions.iter().any(|a| matches!(a, Action::Out(NodeId(m), _) if *m == n));
-        assert!(out(4) && out(5) && !out(2));
-    }
-
-    #[test]
-    fn a_silence_on_a_link_that_was_replaced_is_no_news() {
-        let (mut wave, mut places) = wave(3);
-        let old = places[&NodeId(2)].parent.clone().unwrap().1.id;
-        let actions = wave.lost(NodeId(2), &old, Time::ZERO);
-        obey(&mut wave, &mut places, actions);
-        assert!(wave.silent_link(NodeId(2), &old, Time::ZERO).is_empty());
-        assert_eq!(wave.members[&NodeId(2)].suspected, None);
-    }
-
-    #[test]
-    fn a_stuck_node_is_taken_out_after_the_stall_and_one_that_moves_is_not() {
-        let (mut wave, _) = wave(3);
-        let stuck = |consumed| Status { held: 99, consumed, stuck: true };
-        for s in 0..=60 {
-            let now = Duration::from_secs(s);
-            all_heard(&mut wave, &[], now);
-            wave.status(NodeId(1), stuck(s), now);
-            wave.status(NodeId(2), stuck(5), now);
-            let out = wave.tick(now).iter().any(|a| matches!(a, Action::Out(..)));
-            assert_eq!(out, s == 60, "{s}");
-        }
-        assert_eq!(wave.standing(NodeId(1)), Some(Standing::In));
-        assert_eq!(wave.standing(NodeId(2)), Some(Standing::Out));
-    }
-
-    #[test]
-    fn secrets_differ_and_stay_out_of_debug_texts() {
-        let mut links = Links { key: [1; 32], next: 0 };
-        let (a, b) = (links.make(), links.make());
-        assert!(a.id != b.id && a.secret != b.secret);
-        assert!(!format!("{a:?}").contains(&format!("{:?}", a.secret[0])) || format!("{a:?}").len() == 14);
-    }
-}
+mod tests;

@@ -50,7 +50,7 @@ fn prologue(id: &CredentialId) -> [u8; 24] {
     bytes
 }
 
-fn preparing(e: snow::Error) -> Error {
+fn preparing(e: &snow::Error) -> Error {
     Error::Malformed(format!("preparing the handshake with the server: {e}"))
 }
 
@@ -105,7 +105,7 @@ pub fn initiate(
                 .psk(0, &credential.psk)?
                 .build_initiator()
         })
-        .map_err(preparing)?;
+        .map_err(|e| preparing(&e))?;
     let mut first = names.to_vec();
     first.extend(handshake_message(&mut state, &[])?);
     let mut bounded = Bounded::new(stream, end);
@@ -187,7 +187,7 @@ pub fn respond(
                 .psk(0, &credential.psk)?
                 .build_responder()
         })
-        .map_err(preparing)?;
+        .map_err(|e| preparing(&e))?;
     if handshake_payload(&mut state, &first).is_none_or(|payload| !payload.is_empty()) {
         refuse(&mut bounded, Reason::Key, key);
         return Err(Denied::Key);

@@ -8,6 +8,8 @@ use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
 
 type Pair = Session<TcpStream, TcpStream>;
+/// A session and the credential for the next one, or why there is none.
+type Opened<E> = Result<(Pair, Credential), E>;
 
 fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -39,7 +41,7 @@ fn open(
     known: Option<&Credential>,
     trusted: &PublicKey,
     used: &Credential,
-) -> (Result<(Pair, Credential), Error>, Result<(Pair, Credential), Denied>) {
+) -> (Opened<Error>, Opened<Denied>) {
     let (near, far) = sockets();
     std::thread::scope(|scope| {
         let server = scope.spawn(|| {

@@ -45,7 +45,7 @@ fn builder<'a>(secret: &'a LinkSecret, prologue: &'a [u8]) -> Result<Builder<'a>
     Builder::new(PATTERN.parse()?).prologue(prologue)?.psk(0, &secret.0)
 }
 
-fn preparing(e: snow::Error) -> Error {
+fn preparing(e: &snow::Error) -> Error {
     Error::Malformed(format!("preparing the handshake of a link: {e}"))
 }
 
@@ -59,7 +59,8 @@ impl Begun {
     /// # Errors
     /// [`Error::Malformed`] when the payload is longer than [`PAYLOAD`].
     pub fn new(secret: &LinkSecret, prologue: &[u8], payload: &[u8]) -> Result<(Self, Vec<u8>), Error> {
-        let mut state = builder(secret, prologue).and_then(Builder::build_initiator).map_err(preparing)?;
+        let mut state =
+            builder(secret, prologue).and_then(Builder::build_initiator).map_err(|e| preparing(&e))?;
         let message = handshake_message(&mut state, payload)?;
         Ok((Self(Box::new(state)), message))
     }
@@ -102,7 +103,8 @@ impl LinkSession {
         message: &[u8],
         say: impl FnOnce(&[u8]) -> Result<Vec<u8>, Error>,
     ) -> Result<(Self, Vec<u8>), Error> {
-        let mut state = builder(secret, prologue).and_then(Builder::build_responder).map_err(preparing)?;
+        let mut state =
+            builder(secret, prologue).and_then(Builder::build_responder).map_err(|e| preparing(&e))?;
         let payload = handshake_payload(&mut state, message).ok_or_else(refused)?;
         let answer = handshake_message(&mut state, &say(&payload)?)?;
         Ok((Self::new(state)?, answer))

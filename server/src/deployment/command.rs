@@ -1,8 +1,10 @@
 //! The command line of `ka-server deploy`, and what it means.
 
+use super::order::Topology;
 use crate::nodes::Pattern;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
+use ka_chain::core::brake::SlowLimit;
 use ka_chain::feed::Compression;
 use ka_cli::units::{parse_size, parse_time};
 use std::net::SocketAddr;
@@ -19,10 +21,10 @@ pub struct DeployArgs {
     /// start when N nodes are ready
     #[argh(option, arg_name = "N")]
     pub nodes: Option<u32>,
-    /// with --wait: never start with fewer (default 1)
+    /// with --wait or `ka-server go`: do not start the first wave with fewer (default 1)
     #[argh(option, arg_name = "M", default = "1")]
     pub min_nodes: u32,
-    /// start this long after the first node is ready, even without all
+    /// start this long after the first node is ready, even without all; later waves too (there the default is 60 s)
     #[argh(option, arg_name = "TIME")]
     pub wait: Option<String>,
     /// give up when the deployment is not over by then
@@ -52,7 +54,7 @@ pub struct DeployArgs {
     /// names of nodes that are in no file (default node{{n}})
     #[argh(option, arg_name = "PATTERN")]
     pub name_pattern: Option<String>,
-    /// order of the chain: ip (default) or arrival
+    /// order of the chain: ip (default), arrival, or a file that says which nodes share a switch
     #[argh(option, arg_name = "ORDER", default = "String::from(\"ip\")")]
     pub order: String,
     /// children of each node: 1 is a chain (default), more a tree
@@ -67,6 +69,15 @@ pub struct DeployArgs {
     /// a node whose disk takes nothing for so long goes to the next wave (default 60 s)
     #[argh(option, arg_name = "TIME", default = "String::from(\"60s\")")]
     pub stall: String,
+    /// a node whose disk or link holds all others up below this many bytes a second goes to the next wave (default: none does)
+    #[argh(option, arg_name = "RATE")]
+    pub min_rate: Option<String>,
+    /// with --min-rate: for so long (default 30 s)
+    #[argh(option, arg_name = "TIME", default = "String::from(\"30s\")")]
+    pub slow_grace: String,
+    /// release the nodes of a wave one every TIME, so that they do not all reboot at once (default: all at once)
+    #[argh(option, arg_name = "TIME")]
+    pub release_every: Option<String>,
     /// memory for chunks kept for those who lost more parents than --survive (default: an eighth of the RAM, at most 1G)
     #[argh(option, arg_name = "SIZE")]
     pub history: Option<String>,
@@ -148,12 +159,14 @@ pub struct DeployArgs {
 }
 
 /// In which order nodes stand in the chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     /// By address, numerically.
     Ip,
     /// As they registered.
     Arrival,
+    /// As a topology file says.
+    File(Topology),
 }
 
 /// The values that are not plain words, read and checked.
@@ -177,6 +190,10 @@ pub struct Settings {
     pub survive: u8,
     /// How long a node's disk may take nothing.
     pub stall: Duration,
+    /// When a slow node goes to the next wave; none does without.
+    pub slow: Option<SlowLimit>,
+    /// The time between two releases; all at once without.
+    pub release_every: Option<Duration>,
     /// Wire bytes kept beyond the window.
     pub history: usize,
     /// Waves that a node may be in.
@@ -245,7 +262,10 @@ impl DeployArgs {
         let order = match self.order.as_str() {
             "ip" => Order::Ip,
             "arrival" => Order::Arrival,
-            other => bail!("--order {other}: ip or arrival"),
+            file => Order::File(
+                Topology::read(file.as_ref())
+                    .with_context(|| format!("--order {file}: ip, arrival, or a file"))?,
+            ),
         };
         let window = parse_size(&self.window).context("--window")?;
         if !(2 << 20..=4 << 30).contains(&window) {
@@ -259,6 +279,17 @@ impl DeployArgs {
         if stall < dead_after {
             bail!("--stall must not be shorter than --dead-after");
         }
+        let grace = time("slow-grace", &self.slow_grace)?;
+        if grace < Duration::from_secs(5) {
+            bail!("--slow-grace must be at least 5 s: rates are averaged over 3 s");
+        }
+        let slow = match &self.min_rate {
+            None => None,
+            Some(rate) => {
+                let rate = parse_size(rate.strip_suffix("/s").unwrap_or(rate)).context("--min-rate")?;
+                Some(SlowLimit { rate, grace })
+            }
+        };
         if self.survive > 8 {
             bail!("--survive must be at most 8: windows grow with it");
         }
@@ -275,6 +306,8 @@ impl DeployArgs {
             dead_after,
             survive: self.survive,
             stall,
+            slow,
+            release_every: self.release_every.as_deref().map(|t| time("release-every", t)).transpose()?,
             history: self.history_bytes()?,
             tries: self.tries,
             trust_nodes: self.trust_nodes,
@@ -348,6 +381,9 @@ mod tests {
         let s = settings(&["--nodes=3", "--compress=off", "--listen=10.0.0.1", "--order=arrival"]).unwrap();
         assert_eq!((s.nodes, s.compression, s.order), (Some(3), Compression::Off, Order::Arrival));
         assert_eq!(s.listen, ["10.0.0.1:5757".parse().unwrap()]);
+        let s = settings(&["--nodes=1", "--min-rate=5M/s", "--release-every=20s"]).unwrap();
+        assert_eq!(s.slow, Some(SlowLimit { rate: 5 << 20, grace: Duration::from_secs(30) }));
+        assert_eq!(s.release_every, Some(Duration::from_secs(20)));
         let s = settings(&["--nodes=1", "--listen", ":0"]).unwrap();
         assert_eq!(s.listen.len(), 2);
     }
@@ -361,6 +397,9 @@ mod tests {
             (&["--nodes=1", "--compress=20"], "--compress 20"),
             (&["--nodes=1", "--order=random"], "--order random"),
             (&["--nodes=1", "--dead-after=1"], "at least 2 s"),
+            (&["--nodes=1", "--slow-grace=1"], "at least 5 s"),
+            (&["--nodes=1", "--min-rate=much"], "--min-rate"),
+            (&["--nodes=1", "--release-every=often"], "--release-every"),
             (&["--nodes=1", "--listen=nowhere"], "--listen nowhere"),
             (&["--nodes=1", "--arity=0"], "--arity"),
             (&["--nodes=1", "--wait=soon"], "--wait"),

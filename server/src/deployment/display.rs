@@ -1,6 +1,6 @@
 //! What the operator sees: a live table on a terminal, one line a second otherwise, JSON lines when asked for.
 
-use super::state::{Deployment, Node, Status};
+use super::state::{Deployment, Held, Node, Status};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use ka_cli::units::{show_size, show_time};
 use serde_json::json;
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How often a line comes when there is no terminal.
 const LINE: Duration = Duration::from_secs(1);
+/// Brakes named in the summary.
+const BRAKES: usize = 5;
 /// Nodes shown one by one; more are summed up.
 const ROWS: usize = 40;
 
@@ -113,6 +115,7 @@ impl Display {
             let (done, failed) = deployment.counts();
             value["done"] = json!(done);
             value["failed"] = json!(failed);
+            value["brakes"] = brakes_json(deployment);
             emit(&value);
             return;
         }
@@ -143,8 +146,35 @@ impl Display {
             let sent = show_size(record.bytes);
             out.push_str(&format!("; {sent} to each in {}, {}/s", show_time(time), show_size(rate)));
         }
+        if let Some(line) = brakes_line(deployment) {
+            out.push_str(&line);
+        }
         eprintln!("{out}");
     }
+}
+
+/// What held the chain up for how long, the longest first.
+fn brakes(deployment: &Deployment) -> Vec<(&Held, Duration)> {
+    let mut brakes: Vec<(&Held, Duration)> =
+        deployment.held_up.iter().map(|(held, time)| (held, *time)).collect();
+    brakes.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+    brakes
+}
+
+/// The longest of [`brakes`], for people; nothing when none was seen for a second.
+fn brakes_line(deployment: &Deployment) -> Option<String> {
+    let long = brakes(deployment).into_iter().filter(|(_, time)| time.as_secs() > 0).take(BRAKES);
+    let long: Vec<String> = long.map(|(held, time)| format!("{held} {}", show_time(time))).collect();
+    (!long.is_empty()).then(|| format!("\nbrakes: {}", long.join(", ")))
+}
+
+fn brakes_json(deployment: &Deployment) -> serde_json::Value {
+    let each = brakes(deployment).into_iter().map(|(held, time)| {
+        let mut value = held.to_json();
+        value["seconds"] = json!(time.as_secs_f64());
+        value
+    });
+    each.collect()
 }
 
 fn plain_style() -> ProgressStyle {
@@ -179,7 +209,8 @@ fn one_line(deployment: &Deployment, plain: u64, total: u64, rate: u64) -> Strin
         );
     }
     let sent = format!("sent {} ({}%)", show_size(plain), percent(plain, total));
-    format!("{sent}, slowest node {}/s: {}", show_size(rate), steps.join(", "))
+    let brake = deployment.brake().map_or_else(String::new, |held| format!(", brake: {held}"));
+    format!("{sent}, slowest node {}/s{brake}: {}", show_size(rate), steps.join(", "))
 }
 
 fn row_text(node: &Node, total: u64) -> String {
@@ -216,5 +247,8 @@ fn progress_json(deployment: &Deployment, plain: u64, total: u64) -> serde_json:
             })
         })
         .collect();
-    json!({"event": "progress", "version": 1, "sent_bytes": plain, "total_bytes": total, "nodes": nodes})
+    json!({
+        "event": "progress", "version": 1, "sent_bytes": plain, "total_bytes": total, "nodes": nodes,
+        "brake": deployment.brake().map(|held| held.to_json()),
+    })
 }

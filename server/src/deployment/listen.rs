@@ -1,12 +1,15 @@
 //! The server's one port: control connections and the data connections of the nodes that the server itself feeds are
 //! told apart by their first 8 bytes. A connection that says neither is dropped and disturbs nobody. A node gets a
-//! session at the gate; everything from accepting its connection to its registration takes 5 s at most.
+//! session at the gate; everything from accepting its connection to its registration takes 5 s at most, and how many may
+//! be on their way to it at once is the [`Entrance`]'s.
 
+use super::addresses::places_of;
 use super::state::ConnectionId;
 use crate::nodes::Mac;
 use crate::trust::gate::Gate;
 use anyhow::{Context, Result};
 use ka_chain::control::{Registration, ToNode, ToServer};
+use ka_chain::entrance::{Entrance, Guest, Refusal};
 use ka_chain::keys::CredentialId;
 use ka_chain::link::{self, HANDSHAKE};
 use ka_chain::node::Handle;
@@ -23,20 +26,20 @@ use std::time::{Duration, Instant};
 /// What comes in from the network.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A node registered.
-    Registered(ConnectionId, IpAddr, Registration),
+    /// A node registered, and this is its session: the same one whenever it comes again.
+    Registered(ConnectionId, IpAddr, Registration, CredentialId),
     /// A registered node said something.
     Message(ConnectionId, ToServer),
     /// A registered node's connection ended.
     Closed(ConnectionId, String),
 }
 
-/// Connections that have not said yet what they want, at once.
-const HANDSHAKES: usize = 256;
 /// The longest registration, in bytes.
 const REGISTRATION: usize = 256 << 10;
 /// Messages that may wait for one node; a node that takes none of so many is dead anyway.
 const QUEUE: usize = 256;
+/// Addresses of nodes that are remembered.
+const ADDRESSES: usize = 16_384;
 /// A node that takes no bytes for so long is dropped.
 const WRITE: Duration = Duration::from_secs(20);
 
@@ -48,12 +51,21 @@ pub struct Hub {
     nodes: Mutex<BTreeMap<ConnectionId, (SyncSender<ToNode>, TcpStream)>>,
     head: Mutex<Option<Handle>>,
     next: AtomicU64,
-    handshakes: AtomicUsize,
+    /// Where registered nodes are, and how many of them at each address; none when they have gone.
+    addresses: Mutex<BTreeMap<IpAddr, usize>>,
     /// Registered nodes whose connection is open.
     open: AtomicUsize,
     stopped: AtomicBool,
-    /// Connections that were neither control nor data.
-    pub strays: AtomicU64,
+    /// Who may have a handshake under way, and who got no further.
+    pub entrance: Arc<Entrance>,
+}
+
+/// A node that has proved who it is, and registered.
+struct Admitted {
+    session: Session<TcpStream, TcpStream>,
+    registration: Registration,
+    /// The name of its session.
+    name: CredentialId,
 }
 
 impl Hub {
@@ -73,10 +85,10 @@ impl Hub {
             nodes: Mutex::default(),
             head: Mutex::default(),
             next: AtomicU64::new(1),
-            handshakes: AtomicUsize::new(0),
+            addresses: Mutex::default(),
             open: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
-            strays: AtomicU64::new(0),
+            entrance: Arc::default(),
         });
         let mut port = 0;
         let mut listeners = Vec::new();
@@ -118,26 +130,19 @@ impl Hub {
                 Ok((stream, from)) => self.greet(stream, from),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(10)),
                 Err(e) => {
-                    log::warn!("accepting a connection: {e}");
+                    if let Some(more) = self.entrance.refusals.count(Refusal::Crowded) {
+                        log::warn!("accepting a connection: {e}{more}");
+                    }
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
         }
     }
 
-    fn stray(&self, from: SocketAddr, why: &str) {
-        self.strays.fetch_add(1, Ordering::Relaxed);
-        log::warn!("a connection from {from} is dropped: {why}");
-    }
-
     fn greet(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
-        if self.handshakes.fetch_add(1, Ordering::Relaxed) >= HANDSHAKES {
-            self.handshakes.fetch_sub(1, Ordering::Relaxed);
-            return self.stray(from, "too many handshakes under way");
-        }
         let hub = Arc::clone(self);
         let end = Instant::now() + HANDSHAKE;
-        let started = std::thread::Builder::new().name("greet".into()).spawn(move || {
+        self.entrance.enter(stream, from, move |stream, guest| {
             let mut hello = [0; 8];
             let greeted = stream
                 .set_nonblocking(false)
@@ -146,37 +151,29 @@ impl Hub {
                 .and_then(|()| stream.set_read_timeout(Some(HANDSHAKE)))
                 .and_then(|()| stream.set_write_timeout(Some(WRITE)));
             match greeted {
-                Err(e) => hub.stray(from, &format!("it did not say what it wants: {e}")),
+                Err(e) => guest.refuse(Refusal::of_io(&e), &format!("it did not say what it wants: {e}")),
                 Ok(()) if hello == link::HELLO => match hub.head() {
-                    Some(head) => head.serve(stream, from),
-                    None => hub.stray(from, "no wave has begun"),
+                    Some(head) => head.serve(stream, &guest, end),
+                    None => guest.refuse(Refusal::Unexpected, "no wave has begun"),
                 },
                 Ok(()) if hello == control::HELLO => {
-                    let admitted = hub.admit(&stream, from, end);
-                    hub.handshakes.fetch_sub(1, Ordering::Relaxed);
-                    if let Some((session, registration)) = admitted {
-                        hub.serve(&stream, session, from, registration);
+                    let admitted = hub.admit(&stream, &guest, end);
+                    // The handshake is over: others may have the place.
+                    drop(guest);
+                    if let Some(admitted) = admitted {
+                        hub.serve(&stream, from, admitted);
                     }
-                    return;
                 }
-                Ok(()) => hub.stray(from, "it speaks another protocol"),
+                Ok(()) => guest.refuse(Refusal::Garbled, "it speaks another protocol"),
             }
-            hub.handshakes.fetch_sub(1, Ordering::Relaxed);
         });
-        if let Err(e) = started {
-            self.handshakes.fetch_sub(1, Ordering::Relaxed);
-            self.stray(from, &format!("no thread for it: {e}"));
-        }
     }
 
     /// Brings a connection to a registered node, or tells the log why it does not get there. A token is spent when the
     /// first message opens, not before.
-    fn admit(
-        &self,
-        stream: &TcpStream,
-        from: SocketAddr,
-        end: Instant,
-    ) -> Option<(Session<TcpStream, TcpStream>, Registration)> {
+    fn admit(&self, stream: &TcpStream, guest: &Guest, end: Instant) -> Option<Admitted> {
+        let from = guest.from;
+        let refusals = &self.entrance.refusals;
         let mut known = None;
         let mut why = None;
         let find = |id: &CredentialId| match self.gate.find(id) {
@@ -197,13 +194,17 @@ impl Hub {
                     Denied::Credential => {
                         self.gate.count_token();
                         let why = why.map_or_else(|| denied.to_string(), |e| format!("{e:#}"));
-                        log::warn!("a node from {from} is refused: {why}");
+                        if let Some(more) = refusals.count(Refusal::Token) {
+                            log::warn!("a node from {from} is refused: {why}{more}");
+                        }
                     }
                     Denied::Key => {
                         self.gate.count_handshake();
-                        log::warn!("a node from {from} is refused: {denied}");
+                        if let Some(more) = refusals.count(Refusal::Unproven) {
+                            log::warn!("a node from {from} is refused: {denied}{more}");
+                        }
                     }
-                    Denied::Other(e) => self.stray(from, &e.to_string()),
+                    Denied::Other(e) => guest.refuse(Refusal::of(&e), &e.to_string()),
                 }
                 return None;
             }
@@ -212,13 +213,13 @@ impl Hub {
         let registration = match session.reader.first(REGISTRATION, end) {
             Ok(Some(ToServer::Register(registration))) => registration,
             Ok(_) => {
-                self.stray(from, "it did not register");
+                guest.refuse(Refusal::Garbled, "it did not register");
                 return None;
             }
             Err(e) => {
                 // Somebody repeats what a node once said, or the node left.
                 self.gate.count_handshake();
-                self.stray(from, &e.to_string());
+                guest.refuse(Refusal::of(&e), &e.to_string());
                 return None;
             }
         };
@@ -226,33 +227,30 @@ impl Hub {
         let mac = registration.mac.as_deref().and_then(|text| text.parse::<Mac>().ok());
         if let Err(e) = self.gate.admit(&known, mac) {
             self.gate.count_token();
-            log::error!(
-                "ALARM: a node from {from} ({}) is refused: {e:#}",
-                mac.map_or_else(|| "without a MAC address".to_owned(), |mac| mac.to_string())
-            );
+            if let Some(more) = refusals.count(Refusal::Token) {
+                let who = mac.map_or_else(|| "without a MAC address".to_owned(), |mac| mac.to_string());
+                log::error!("ALARM: a node from {from} ({who}) is refused: {e:#}{more}");
+            }
             // It may have gone already.
             let _ = session.writer.send(&ToNode::Refused(format!("{e:#}")));
             let _ = stream.shutdown(Shutdown::Write);
             return None;
         }
-        Some((session, registration))
+        Some(Admitted { session, registration, name: known.next.id })
     }
 
     /// Reads a registered node's messages until it closes; runs on the connection's thread.
-    fn serve(
-        self: &Arc<Self>,
-        stream: &TcpStream,
-        session: Session<TcpStream, TcpStream>,
-        from: SocketAddr,
-        registration: Registration,
-    ) {
+    fn serve(self: &Arc<Self>, stream: &TcpStream, from: SocketAddr, admitted: Admitted) {
+        let Admitted { session, registration, name } = admitted;
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, queue) = sync_channel::<ToNode>(QUEUE);
         let limits = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(Some(WRITE)));
         let kept = match limits.and_then(|()| stream.try_clone()) {
             Ok(kept) => kept,
-            Err(e) => return self.stray(from, &e.to_string()),
+            Err(e) => return self.entrance.refusals.refuse(from, Refusal::Left, &e.to_string()),
         };
+        let addresses = places_of(from.ip(), &registration);
+        self.know(&addresses, true);
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (sender, kept));
         let Session { mut reader, mut writer } = session;
         std::thread::spawn(move || {
@@ -269,7 +267,7 @@ impl Hub {
         // The deployment's loop takes from this queue as long as it lives; when it is gone there is nobody to tell.
         let tell = |event| self.incoming.send(event).is_ok();
         self.open.fetch_add(1, Ordering::SeqCst);
-        let mut open = tell(Incoming::Registered(id, from.ip(), registration));
+        let mut open = tell(Incoming::Registered(id, from.ip(), registration, name));
         let mut why = "the server stopped".to_owned();
         while open {
             match reader.receive::<ToServer>() {
@@ -285,8 +283,25 @@ impl Hub {
             }
         }
         self.close(id);
+        self.know(&addresses, false);
         tell(Incoming::Closed(id, why));
         self.open.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A node is at these addresses, or has gone from there; it may come again, so they stay known.
+    fn know(&self, places: &[IpAddr], here: bool) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in places {
+            if here && (addresses.len() < ADDRESSES || addresses.contains_key(place)) {
+                *addresses.entry(*place).or_default() += 1;
+            } else if let Some(count) = addresses.get_mut(place) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        let known: Vec<(IpAddr, usize)> =
+            addresses.iter().map(|(at, count)| (*at, (*count).max(1))).collect();
+        drop(addresses);
+        self.entrance.know(known);
     }
 
     fn head(&self) -> Option<Handle> {
@@ -316,6 +331,15 @@ impl Hub {
     pub fn close(&self, id: ConnectionId) {
         // Dropping the sender ends the writing thread, which closes the socket.
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Closes a node's connection at once, so that [`Hub::drain`] does not wait for a node that reads nothing any more.
+    pub fn cut(&self, id: ConnectionId) {
+        let removed = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some((_, stream)) = removed {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Says goodbye: what is queued goes out, and every node that closes its side in time has read it.

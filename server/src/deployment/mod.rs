@@ -1,11 +1,15 @@
 //! `ka-server deploy`: one deployment from start to summary. [`state`] decides, [`listen`] talks to the nodes, [`source`]
 //! feeds the chain, and the loop here carries events and actions between them.
 
+pub mod addresses;
+pub mod claims;
 pub mod command;
 pub mod display;
+pub mod go;
 pub mod golden;
 pub mod listen;
 pub mod logs;
+pub mod order;
 mod pxe;
 pub mod source;
 pub mod state;
@@ -16,6 +20,7 @@ use crate::trust::gate::Gate;
 use crate::trust::key_file;
 use crate::trust::token_file::TokenFile;
 use anyhow::{Context, Result};
+use claims::Newcomer;
 use command::{DeployArgs, Settings};
 use display::Display;
 use golden::Plan;
@@ -23,6 +28,7 @@ use ka_chain::control::{Registration, ToNode, ToServer};
 use ka_chain::core::HEAD;
 use ka_chain::core::relay::Limits;
 use ka_chain::feed::Feeder;
+use ka_chain::keys::CredentialId;
 use ka_chain::node::{Config, Node, Report};
 use ka_chain::seal::{Wave, random};
 use ka_chain::sign::Signer;
@@ -97,6 +103,11 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         }
         other => other?,
     };
+    let go = go::Listener::start(&args.state)
+        .inspect_err(|e| {
+            display.say(&format!("warning: `ka-server go` does not reach this deployment: {e:#}"));
+        })
+        .ok();
     let linger = settings.linger;
     let deadline = settings.deadline.map(|d| Instant::now() + d);
     let mut run = Run {
@@ -110,6 +121,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         threads: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         settings,
         pxe,
+        go,
         head: None,
         reports: sync_channel(QUEUE),
         feeding: None,
@@ -146,6 +158,7 @@ struct Run<'a> {
     threads: usize,
     settings: Settings,
     pxe: Pxe,
+    go: Option<go::Listener>,
     head: Option<Node>,
     /// What the head reports.
     reports: (SyncSender<Report>, Receiver<Report>),
@@ -193,6 +206,15 @@ impl Run<'_> {
             while let Ok(report) = self.reports.1.try_recv() {
                 actions.extend(self.deployment.head_report(&report, now));
             }
+            if let Some(head) = &self.head {
+                self.deployment.head_progress(head.standing().status, head.waits(), now);
+            }
+            while let Some(request) = self.go.as_ref().and_then(go::Listener::next) {
+                request.answer(self.deployment.go(now).map(|(text, more)| {
+                    actions.extend(more);
+                    text
+                }));
+            }
             actions.extend(self.deployment.tick(now));
             if now.duration_since(last_ping) >= ka_chain::control::PING {
                 last_ping = now;
@@ -223,11 +245,13 @@ impl Run<'_> {
     fn event(&mut self, event: Incoming) -> Vec<Action> {
         let now = Instant::now();
         match event {
-            Incoming::Registered(connection, address, registration) => {
-                match self.order_for(&registration, address) {
+            Incoming::Registered(connection, address, registration, session) => {
+                match self.order_for(&registration, address, session) {
                     Ok((identity, order)) => {
-                        self.connections.insert(connection, identity.name.clone());
-                        self.deployment.register(connection, identity.name, address, registration, order, now)
+                        let name = identity.name;
+                        self.connections.insert(connection, name.clone());
+                        let newcomer = Newcomer { connection, name, address, registration, order, session };
+                        self.deployment.register(newcomer, now)
                     }
                     Err(e) => vec![
                         Action::Send(connection, ToNode::Refused(format!("{e:#}"))),
@@ -266,12 +290,13 @@ impl Run<'_> {
         &mut self,
         registration: &Registration,
         address: std::net::IpAddr,
+        session: CredentialId,
     ) -> Result<(Identity, Vec<u8>)> {
         let mac: Option<Mac> = match &registration.mac {
             Some(text) => Some(text.parse().context("the node's MAC address")?),
             None => None,
         };
-        let identity = self.pxe.identity(mac, registration, address)?;
+        let identity = self.pxe.identity(mac, registration, address, session)?;
         if !installs(registration) {
             return Ok((identity, Vec::new()));
         }
@@ -297,6 +322,7 @@ impl Run<'_> {
         match action {
             Action::Send(connection, message) => self.hub.send(connection, message),
             Action::Close(connection) => self.hub.close(connection),
+            Action::Cut(connection) => self.hub.cut(connection),
             Action::Say(text) => display.say(&text),
             Action::Feed(wave, signer) => {
                 if let Err(e) = self.start_feeding(&wave, signer) {
@@ -388,9 +414,17 @@ impl Run<'_> {
             report_pack(summary, display);
         }
         display.summary(&self.deployment, self.plan.total(), Instant::now());
-        let strays = self.hub.strays.load(Ordering::Relaxed);
-        if strays > 0 {
-            display.say(&format!("{strays} connections were neither nodes nor children and were dropped"));
+        let refusals = &self.hub.entrance.refusals;
+        if refusals.total() > 0 {
+            display.say(&format!(
+                "{} connections were neither nodes nor children and were dropped: {}",
+                refusals.total(),
+                refusals.text()
+            ));
+        }
+        if self.deployment.damaged > 0 {
+            display
+                .say(&format!("{} damaged or forged chunks were refused by nodes", self.deployment.damaged));
         }
         for (count, what) in [
             (&self.gate.refused_tokens, "nodes were refused because of their token"),

@@ -9,6 +9,7 @@ use crate::nodes::{Identity, Mac, Nodes, is_host_name};
 use crate::trust::gate::Gate;
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{Purpose, Registration};
+use ka_chain::keys::CredentialId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub(super) struct Pxe {
     owed: BTreeSet<Mac>,
     /// Names of nodes without a MAC address, by address.
     guests: BTreeMap<String, IpAddr>,
+    /// The same by their sessions: one that comes again keeps its name.
+    returning: BTreeMap<CredentialId, Identity>,
 }
 
 impl Pxe {
@@ -68,6 +71,7 @@ impl Pxe {
             macs: BTreeMap::new(),
             owed: BTreeSet::new(),
             guests: BTreeMap::new(),
+            returning: BTreeMap::new(),
         })
     }
 
@@ -80,6 +84,7 @@ impl Pxe {
         mac: Option<Mac>,
         node: &Registration,
         address: IpAddr,
+        session: CredentialId,
     ) -> Result<Identity> {
         if let Some(mac) = mac {
             if self.listed_only && !self.states.is_listed(mac) {
@@ -93,6 +98,9 @@ impl Pxe {
         if node.purpose == Purpose::Install {
             bail!("it does not say which MAC address it has");
         }
+        if let Some(identity) = self.returning.get(&session) {
+            return Ok(identity.clone());
+        }
         let wanted =
             node.hostname.clone().filter(|n| is_host_name(n)).unwrap_or_else(|| "receiver".to_owned());
         // Several receivers on one machine have the same name.
@@ -104,7 +112,9 @@ impl Pxe {
         }
         self.guests.insert(name.clone(), address);
         let index = u32::try_from(self.guests.len()).context("too many receivers")?;
-        Ok(Identity { name, index, group: None })
+        let identity = Identity { name, index, group: None };
+        self.returning.insert(session, identity.clone());
+        Ok(identity)
     }
 
     /// A node begins its installation.

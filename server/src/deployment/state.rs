@@ -1,24 +1,37 @@
 //! The deployment's decisions as plain state: what nodes and the source say goes in, what is to be sent comes out. No
 //! sockets, no clock of its own; the loop in `run` feeds it.
 
-use super::command::{Order, Settings};
+mod brake;
+mod waves;
+
+use super::addresses::{addresses_for, places_of};
+use super::claims::{Claims, Newcomer};
+use super::command::Settings;
 use ka_chain::control::{Progress, Purpose, Registration, Start, ToNode, ToServer};
-use ka_chain::core::wave::{self, Standing};
+use ka_chain::core::wave;
 use ka_chain::core::{Clock, HEAD, NodeId, Place, Time, wave::Wave};
+use ka_chain::keys::CredentialId;
 use ka_chain::node::Report;
-use ka_chain::seal::{self, random};
+use ka_chain::seal;
 use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
-use ka_chain::topology;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the nodes that are owed another wave wait for each other, when `--wait` does not say.
-const NEXT_WAVE: Duration = Duration::from_secs(60);
+/// How long a node that is owed another wave may go without a word about getting ready: its disk may be hung while its
+/// machine answers pings.
+const NEXT_READY: Duration = Duration::from_secs(300);
 /// How long a node may be silent after the release.
 const AFTER_RELEASE: Duration = Duration::from_secs(60);
+/// How long a node whose connection was lost in a wave is waited for, before the deployment ends without it.
+const RETURN: Duration = Duration::from_secs(5);
+/// The same when no node is left at all: then it is the server's own network that is in trouble.
+const RETURN_OF_ALL: Duration = Duration::from_secs(60);
+
+use brake::Braking;
+pub use brake::Held;
 
 /// Names a control connection; counted up, never used twice.
 pub type ConnectionId = u64;
@@ -50,6 +63,8 @@ pub struct Node {
     pub connection: ConnectionId,
     /// Whether that is open.
     pub connected: bool,
+    /// Its session, the same whenever it comes again.
+    pub session: CredentialId,
     /// Its name.
     pub name: String,
     /// What it said of itself.
@@ -74,6 +89,10 @@ pub struct Node {
     pub facts: Vec<(String, String)>,
     /// When it was last heard.
     pub heard: Time,
+    /// When its connection was lost in a wave: it may come again.
+    pub lost: Option<Time>,
+    /// When it last said more than that it lives.
+    pub spoke: Time,
     /// When it registered.
     pub since: Instant,
     /// When it was done or failed.
@@ -99,8 +118,10 @@ pub enum Action {
     Head(Place),
     /// The stream is over at every node: the head may close.
     CloseHead,
-    /// Close a connection.
+    /// Close a connection after everything was sent over it.
     Close(ConnectionId),
+    /// Close a connection at once: its node is dead and will not read anything.
+    Cut(ConnectionId),
     /// Tell the operator.
     Say(String),
     /// A node's state became final, for the boot service.
@@ -117,6 +138,7 @@ struct Current {
     ids: BTreeMap<String, NodeId>,
     /// Nodes that have their `Start`; later orders are `Place`s.
     placed: BTreeSet<NodeId>,
+    braking: Braking,
 }
 
 /// The deployment.
@@ -127,12 +149,23 @@ pub struct Deployment {
     /// The nodes by name.
     pub nodes: BTreeMap<String, Node>,
     connections: BTreeMap<ConnectionId, String>,
+    claims: Claims,
     clock: Clock,
+    /// The running time, as of the last event.
+    now: Time,
     begun: Instant,
-    first_ready: Option<Time>,
+    /// Since when nodes that are ready have waited for a wave.
+    waiting_since: Option<Time>,
     current: Option<Current>,
+    /// Nodes that still wait for their release, and when the next one gets it.
+    releasing: VecDeque<ConnectionId>,
+    next_release: Time,
+    /// How long each brake has held the chain up.
+    pub held_up: BTreeMap<Held, Duration>,
     /// Waves that have begun.
     pub waves: u32,
+    /// Chunks that nodes refused.
+    pub damaged: u64,
     /// When the first stream began.
     pub started: Option<Instant>,
     /// When the last stream was over at every node.
@@ -150,11 +183,17 @@ impl Deployment {
             id,
             nodes: BTreeMap::new(),
             connections: BTreeMap::new(),
+            claims: Claims::default(),
             clock: Clock::default(),
+            now: Time::ZERO,
             begun: now,
-            first_ready: None,
+            waiting_since: None,
             current: None,
+            releasing: VecDeque::new(),
+            next_release: Time::ZERO,
+            held_up: BTreeMap::new(),
             waves: 0,
+            damaged: 0,
             started: None,
             released: None,
             sent: BTreeMap::new(),
@@ -162,7 +201,8 @@ impl Deployment {
     }
 
     fn time(&mut self, now: Instant) -> Time {
-        self.clock.advance(now.saturating_duration_since(self.begun))
+        self.now = self.clock.advance(now.saturating_duration_since(self.begun));
+        self.now
     }
 
     /// What the last wave's source sent, once it is all sent; or why it failed.
@@ -171,41 +211,31 @@ impl Deployment {
         self.sent.get(&self.waves)
     }
 
-    /// Lets a node in under `name`, or refuses it. `order` is what it is to become.
-    pub fn register(
-        &mut self,
-        connection: ConnectionId,
-        name: String,
-        address: IpAddr,
-        registration: Registration,
-        order: Vec<u8>,
-        now: Instant,
-    ) -> Vec<Action> {
+    /// Lets a node in, or refuses it, or asks the one that has its name.
+    pub fn register(&mut self, newcomer: Newcomer, now: Instant) -> Vec<Action> {
         let time = self.time(now);
+        let Newcomer { connection, address, session, .. } = newcomer;
         let mut actions = Vec::new();
-        if let Some(old) = self.nodes.get(&name) {
-            if old.connected && !old.is_final() {
-                let why = format!("a node named {name} is here already, from {}", old.address);
-                return vec![
-                    Action::Send(connection, ToNode::Refused(why)),
-                    Action::Close(connection),
-                    Action::Say(format!(
-                        "ALARM: a second node claims to be {name}, from {address}; it was refused"
-                    )),
-                ];
+        if let Some(old) = self.nodes.get(&newcomer.name).filter(|old| old.connected) {
+            let (holder, name) = (old.connection, newcomer.name.clone());
+            if old.session != session {
+                return self.claim(newcomer, holder);
             }
+            // It knows better than we do that its old connection is over.
+            actions.push(Action::Close(holder));
+            actions.extend(self.closed(holder, &format!("{name} came over another one"), now));
+        }
+        let Newcomer { name, registration, order, .. } = newcomer;
+        if let Some(old) = self.nodes.get(&name) {
             // It was power-cycled, or failed and came again.
             let tries = old.tries;
             if tries >= self.settings.tries {
                 let why = format!("{name} was in {tries} waves already (--tries)");
-                return vec![
-                    Action::Send(connection, ToNode::Refused(why.clone())),
-                    Action::Close(connection),
-                    Action::Say(format!("{address} was refused: {why}")),
-                ];
+                actions.extend(refuse(connection, why.clone()));
+                actions.push(Action::Say(format!("{address} was refused: {why}")));
+                return actions;
             }
             actions.push(Action::Say(format!("{name} is here again, from {address}")));
-            actions.push(Action::Close(old.connection));
             self.connections.remove(&old.connection);
         }
         let late = if self.waves > 0 { ", for the next wave" } else { "" };
@@ -214,6 +244,7 @@ impl Deployment {
         let node = Node {
             connection,
             connected: true,
+            session,
             name: name.clone(),
             registration,
             address,
@@ -226,6 +257,8 @@ impl Deployment {
             tries,
             facts: Vec::new(),
             heard: time,
+            lost: None,
+            spoke: time,
             since: now,
             until: None,
         };
@@ -233,6 +266,22 @@ impl Deployment {
         self.nodes.insert(name.clone(), node);
         actions.push(Action::Send(connection, ToNode::Order { name, body: order }));
         actions
+    }
+
+    /// Somebody claims the name of a node that is here: that one is asked.
+    fn claim(&mut self, newcomer: Newcomer, holder: ConnectionId) -> Vec<Action> {
+        let (connection, name, address) = (newcomer.connection, newcomer.name.clone(), newcomer.address);
+        let Some(number) = self.claims.make(newcomer) else {
+            let mut actions = refuse(connection, format!("somebody claims to be {name} already"));
+            actions.push(Action::Say(format!(
+                "ALARM: a third node claims to be {name}, from {address}; it was refused"
+            )));
+            return actions;
+        };
+        vec![
+            Action::Say(format!("a second node claims to be {name}, from {address}; the first is asked")),
+            Action::Send(holder, ToNode::Ping(number)),
+        ]
     }
 
     /// The node behind a connection.
@@ -248,6 +297,9 @@ impl Deployment {
             return Vec::new();
         };
         node.heard = time;
+        if !matches!(message, ToServer::Pong(_)) {
+            node.spoke = time;
+        }
         let id = self.current.as_ref().and_then(|current| current.ids.get(&node.name)).copied();
         if let (Some(current), Some(id)) = (&mut self.current, id) {
             current.core.heard(id, time);
@@ -261,19 +313,38 @@ impl Deployment {
             }
             ToServer::Step(step) => node.step = clean(&step, 64),
             // Logs go to the node's file; see `run`.
-            ToServer::Log { .. } | ToServer::Pong(_) => {}
+            ToServer::Log { .. } => {}
+            ToServer::Pong(number) => {
+                if let Some(claim) = self.claims.answered(&node.name, number) {
+                    let (name, here, from) = (&node.name, node.address, claim.address);
+                    let why = format!("a node named {name} is here already, from {here}, and answers");
+                    actions.extend(refuse(claim.connection, why));
+                    actions.push(Action::Say(format!(
+                        "ALARM: a second node claims to be {name}, from {from}; the first, from {here}, answers: the \
+                         second was refused"
+                    )));
+                }
+            }
             ToServer::Ready => {
                 if node.status == Status::Preparing {
                     node.status = Status::Ready;
                     node.step = "ready".to_owned();
-                    self.first_ready.get_or_insert(time);
+                    self.waiting_since.get_or_insert(time);
                     actions.push(Action::Say(format!("{} is ready", node.name)));
                 }
             }
             ToServer::Progress(progress) => {
+                let status = wave::Status {
+                    held: progress.held,
+                    consumed: progress.taken,
+                    stuck: progress.stuck,
+                    epoch: progress.epoch,
+                    cover: progress.cover,
+                };
+                if let (Some(current), Some(id)) = (&mut self.current, id) {
+                    current.braking.reported(id, &progress, time);
+                }
                 node.progress = progress;
-                let status =
-                    wave::Status { held: progress.held, consumed: progress.taken, stuck: progress.stuck };
                 actions.extend(self.in_wave(id, now, |core, id| core.status(id, status, time)));
             }
             ToServer::Joined(link) => {
@@ -283,7 +354,11 @@ impl Deployment {
                 }));
             }
             ToServer::Lost { link, why } => {
-                actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
+                // After the release parents go as they like, and a link may have been replaced already.
+                let current = self.current.as_ref().zip(id);
+                if current.is_some_and(|(current, id)| current.core.stands_on(id, &link)) {
+                    actions.push(Action::Say(format!("{} lost its parent: {}", node.name, clean(&why, 300))));
+                }
                 actions.extend(self.in_wave(id, now, |core, id| core.lost(id, &link, time)));
             }
             ToServer::Lacking { link, oldest } => {
@@ -291,6 +366,11 @@ impl Deployment {
             }
             ToServer::Silent { child, link } => {
                 actions.extend(self.in_wave(id, now, |core, _| core.silent_link(child, &link, time)));
+            }
+            ToServer::Damaged { link, chunk, why } => {
+                self.damaged += 1;
+                actions.push(Action::Say(format!("{} refused a chunk: {}", node.name, clean(&why, 300))));
+                actions.extend(self.in_wave(id, now, |core, id| core.damaged(id, &link, chunk, time)));
             }
             ToServer::Ended(record) => {
                 node.ended = Some(record);
@@ -341,7 +421,7 @@ impl Deployment {
                 self.in_wave(Some(HEAD), now, |core, _| core.silent_link(*child, link, time))
             }
             // The head has no parent.
-            Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) => Vec::new(),
+            Report::Joined(_) | Report::Lost(..) | Report::Lacking(..) | Report::Damaged(..) => Vec::new(),
         }
     }
 
@@ -355,7 +435,11 @@ impl Deployment {
                 wave::Action::Dead(id, why) => {
                     let Some(connection) = self.connection_of(id) else { continue };
                     let step = self.node_of(connection).map(|n| n.step.clone()).unwrap_or_default();
-                    actions.push(Action::Close(connection));
+                    actions.push(Action::Cut(connection));
+                    let lost = self.now;
+                    if let Some(node) = self.node_mut(connection).filter(|node| !node.is_final()) {
+                        node.lost = Some(lost);
+                    }
                     actions.extend(self.fail(connection, step, why, now));
                     self.forget(connection);
                 }
@@ -398,6 +482,11 @@ impl Deployment {
         let parent = parent.and_then(|name| self.nodes.get(name));
         // Without an address: the server itself.
         let addresses = parent.map_or_else(Vec::new, |parent| addresses_for(node, parent));
+        let children = place.children.iter().filter_map(|(child, _)| current.names.get(child));
+        let children = children
+            .filter_map(|name| self.nodes.get(name))
+            .flat_map(|child| places_of(child.address, &child.registration))
+            .collect();
         let message = if first {
             ToNode::Start(Box::new(Start {
                 wave: current.key.clone(),
@@ -408,9 +497,10 @@ impl Deployment {
                 signer: current.signer.as_ref().map(|signer| signer.public()),
                 place,
                 addresses,
+                children,
             }))
         } else {
-            ToNode::Place { place, addresses }
+            ToNode::Place { place, addresses, children }
         };
         Some(Action::Send(node.connection, message))
     }
@@ -418,7 +508,7 @@ impl Deployment {
     /// A node has no place in the wave any more; it gets another wave, or none.
     fn out(&mut self, id: NodeId, why: &str, now: Instant) -> Vec<Action> {
         let Some(connection) = self.connection_of(id) else { return Vec::new() };
-        let tries = self.settings.tries;
+        let (tries, time) = (self.settings.tries, self.time(now));
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
@@ -427,6 +517,7 @@ impl Deployment {
         }
         if node.tries < tries {
             node.status = Status::Preparing;
+            node.spoke = time;
             node.ended = None;
             node.claims_done = false;
             node.step = "next wave".to_owned();
@@ -487,6 +578,10 @@ impl Deployment {
         vec![Action::Say(say), Action::Final(name)]
     }
 
+    fn node_mut(&mut self, connection: ConnectionId) -> Option<&mut Node> {
+        self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name))
+    }
+
     fn forget(&mut self, connection: ConnectionId) {
         if let Some(node) = self.connections.remove(&connection).and_then(|name| self.nodes.get_mut(&name)) {
             node.connected = false;
@@ -495,10 +590,15 @@ impl Deployment {
 
     /// A connection is gone. While its wave runs the node is dead; before the node may come again; later it has failed.
     pub fn closed(&mut self, connection: ConnectionId, why: &str, now: Instant) -> Vec<Action> {
+        self.claims.closed(connection);
+        let lost = self.now;
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
         node.connected = false;
+        if node.status == Status::Running {
+            node.lost = Some(lost);
+        }
         let (name, step, known) = (node.name.clone(), node.step.clone(), node.is_final());
         let waited = matches!(node.status, Status::Preparing | Status::Ready);
         let why = format!("the connection was lost: {why}");
@@ -513,6 +613,7 @@ impl Deployment {
             actions.extend(self.fail(connection, step, why, now));
         }
         self.connections.remove(&connection);
+        self.releasing.retain(|waiting| *waiting != connection);
         actions
     }
 
@@ -539,21 +640,31 @@ impl Deployment {
             .filter_map(|n| {
                 // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks
                 // may be busy.
-                let running = n.status == Status::Running;
+                let patient = n.status == Status::Running || self.releasing.contains(&n.connection);
                 let endured =
-                    self.settings.dead_after.max(if running { AFTER_RELEASE } else { Duration::ZERO });
+                    self.settings.dead_after.max(if patient { AFTER_RELEASE } else { Duration::ZERO });
                 (time.saturating_sub(n.heard) >= endured).then_some((n.connection, endured))
             })
             .collect();
         for (connection, endured) in silent {
             let why = format!("it was silent for {} s", endured.as_secs());
-            actions.push(Action::Close(connection));
+            actions.push(Action::Cut(connection));
             actions.extend(self.closed(connection, &why, now));
         }
+        actions.extend(self.fail_the_hung(time, now));
         if let Some(current) = &mut self.current {
             let orders = current.core.tick(time);
             actions.extend(self.carry_out(orders, now));
         }
+        let nodes = &self.nodes;
+        for claim in self.claims.freed(|name| nodes.get(name).is_some_and(|node| node.connected)) {
+            actions.push(Action::Say(format!(
+                "{} said nothing; the one from {} takes its place",
+                claim.name, claim.address
+            )));
+            actions.extend(self.register(claim, now));
+        }
+        actions.extend(self.judge_brake(time));
         if self.current.is_none() && self.may_start(time) {
             match self.start(now, time) {
                 Ok(more) => actions.extend(more),
@@ -561,104 +672,29 @@ impl Deployment {
             }
         }
         if self.may_release() {
-            actions.extend(self.release(now));
+            actions.extend(self.release(now, time));
         }
+        actions.extend(self.release_next(time));
         actions
     }
 
-    fn may_start(&self, time: Time) -> bool {
-        let count = |test: &dyn Fn(&Node) -> bool| self.nodes.values().filter(|n| test(n)).count();
-        let ready = count(&|n| n.status == Status::Ready);
-        if ready == 0 {
-            return false;
+    /// Nodes that do not get ready for the next wave: nobody may wait for them for ever.
+    fn fail_the_hung(&mut self, time: Time, now: Instant) -> Vec<Action> {
+        if self.waves == 0 {
+            return Vec::new();
         }
-        let waited = |wait: Duration| {
-            self.first_ready.is_some_and(|first| time.saturating_sub(first) >= wait)
-                && ready >= self.settings.min_nodes as usize
+        let hung = |n: &&Node| {
+            let quiet = time.saturating_sub(n.spoke) >= NEXT_READY;
+            n.connected && n.status == Status::Preparing && quiet
         };
-        if self.waves > 0 {
-            let owed = count(&|n| n.status == Status::Preparing);
-            return owed == 0 || waited(self.settings.wait.unwrap_or(NEXT_WAVE));
+        let hung: Vec<_> = self.nodes.values().filter(hung).map(|n| (n.connection, n.step.clone())).collect();
+        let mut actions = Vec::new();
+        for (connection, step) in hung {
+            let why =
+                format!("it did not get ready for the next wave: no word for {} s", NEXT_READY.as_secs());
+            actions.push(Action::Send(connection, ToNode::Abort(why.clone())));
+            actions.extend(self.fail(connection, step, why, now));
         }
-        // A node that failed before the start will not become ready: nobody waits for it.
-        let failed = count(&Node::is_final);
-        let all = self.settings.nodes.is_some_and(|n| ready + failed >= n as usize);
-        all || self.settings.wait.is_some_and(waited)
-    }
-
-    fn start(&mut self, now: Instant, time: Time) -> Result<Vec<Action>, ka_chain::Error> {
-        let number = self.waves + 1;
-        let key = seal::Wave::new(self.id, number)?;
-        let signer = match self.settings.trust_nodes {
-            true => None,
-            false => Some(Arc::new(Signer::new(&key)?)),
-        };
-        let mut ready: Vec<&Node> = self.nodes.values().filter(|n| n.status == Status::Ready).collect();
-        match self.settings.order {
-            Order::Arrival => ready.sort_by_key(|n| n.connection),
-            Order::Ip => {
-                let addresses: Vec<IpAddr> = ready.iter().map(|n| n.address).collect();
-                ready = topology::by_address(&addresses).into_iter().map(|i| ready[i]).collect();
-            }
-        }
-        let order: Vec<String> = ready.iter().map(|n| n.name.clone()).collect();
-        let count = u32::try_from(order.len()).unwrap_or(u32::MAX);
-        let names: BTreeMap<NodeId, String> = (1..=count).map(NodeId).zip(order.iter().cloned()).collect();
-        let ids = names.iter().map(|(id, name)| (name.clone(), *id)).collect();
-        let settings = wave::Settings {
-            arity: self.settings.arity,
-            survive: self.settings.survive,
-            dead_after: self.settings.dead_after,
-            stall: self.settings.stall,
-        };
-        let core = Wave::new(settings, count, random()?, time);
-        let which = if number == 1 { String::new() } else { format!("wave {number}, ") };
-        let mut actions = vec![
-            Action::Say(format!("starting {which}with {count} nodes: {}", order.join(" "))),
-            // The links must be known before the first child dials.
-            Action::Feed(key.clone(), signer.clone()),
-        ];
-        for name in &order {
-            if let Some(node) = self.nodes.get_mut(name) {
-                node.status = Status::Running;
-                node.wave = number;
-                node.tries += 1;
-                node.progress = Progress::default();
-            }
-        }
-        let mut current = Current { core, key, signer, names, ids, placed: BTreeSet::new() };
-        let orders = current.core.begin();
-        self.current = Some(current);
-        self.waves = number;
-        self.first_ready = None;
-        self.started.get_or_insert(now);
-        self.released = None;
-        actions.extend(self.carry_out(orders, now));
-        Ok(actions)
-    }
-
-    /// Every living node of the wave holds the end, or failed; and the source knows what the end is.
-    fn may_release(&self) -> bool {
-        let Some(current) = &self.current else { return false };
-        let all_final = current.ids.iter().all(|(name, id)| {
-            current.core.standing(*id) != Some(Standing::In)
-                || self.nodes.get(name).is_none_or(Node::is_final)
-        });
-        (self.sent.contains_key(&self.waves) && current.core.may_release()) || all_final
-    }
-
-    fn release(&mut self, now: Instant) -> Vec<Action> {
-        let Some(current) = self.current.take() else { return Vec::new() };
-        self.released = Some(now);
-        let mut actions: Vec<Action> = current
-            .ids
-            .iter()
-            .filter(|(_, id)| current.core.standing(**id) == Some(Standing::In))
-            .filter_map(|(name, _)| self.nodes.get(name))
-            .filter(|node| node.connected)
-            .map(|node| Action::Send(node.connection, ToNode::Release))
-            .collect();
-        actions.push(Action::CloseHead);
         actions
     }
 
@@ -667,10 +703,21 @@ impl Deployment {
     pub fn is_over(&self) -> bool {
         let all_final = !self.nodes.is_empty() && self.nodes.values().all(Node::is_final);
         match self.started {
-            Some(_) => all_final && self.current.is_none(),
+            Some(_) => {
+                all_final && self.current.is_none() && self.releasing.is_empty() && !self.may_come_again()
+            }
             // All that were waited for failed before the start.
             None => all_final && self.settings.nodes.is_some_and(|n| self.nodes.len() >= n as usize),
         }
+    }
+
+    /// Whether a node whose connection was lost in a wave may still come for another.
+    fn may_come_again(&self) -> bool {
+        let alone = self.nodes.values().all(|n| n.lost.is_some() || !n.connected && n.status != Status::Done);
+        let patience = if alone { RETURN_OF_ALL } else { RETURN };
+        let waited = |since: Time| self.now.saturating_sub(since) >= patience;
+        let mut lost = self.nodes.values().filter(|n| n.tries < self.settings.tries);
+        lost.any(|n| n.lost.is_some_and(|since| !waited(since)))
     }
 
     /// Installed and failed nodes.
@@ -687,38 +734,8 @@ impl Deployment {
     }
 }
 
-/// Where `child` tries to reach `parent`: the address that the server sees first, then the others that it reported.
-/// Loopback only when both are on one host.
-fn addresses_for(child: &Node, parent: &Node) -> Vec<SocketAddr> {
-    let port = parent.registration.data_port;
-    let mut addresses = Vec::new();
-    let seen = parent.address.to_canonical();
-    if seen.is_loopback() {
-        if child.address.to_canonical().is_loopback() {
-            addresses.push(seen);
-        }
-    } else {
-        addresses.push(seen);
-    }
-    addresses.extend(
-        parent
-            .registration
-            .addresses
-            .iter()
-            .map(IpAddr::to_canonical)
-            .filter(|a| !a.is_loopback() && !a.is_unspecified()),
-    );
-    if addresses.is_empty() {
-        addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
-    let mut unique: Vec<SocketAddr> = Vec::new();
-    for address in addresses {
-        let address = SocketAddr::new(address, port);
-        if !unique.contains(&address) && unique.len() < 16 {
-            unique.push(address);
-        }
-    }
-    unique
+fn refuse(connection: ConnectionId, why: String) -> Vec<Action> {
+    vec![Action::Send(connection, ToNode::Refused(why)), Action::Close(connection)]
 }
 
 /// Text from a node, as it may be shown: no control characters, not too long.

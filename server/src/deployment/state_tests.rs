@@ -1,9 +1,10 @@
 //! The deployment's decisions, driven without sockets.
 
 use super::*;
+use crate::deployment::command::Order;
 use ka_chain::feed::Compression;
 
-fn settings(nodes: u32) -> Settings {
+pub(super) fn settings(nodes: u32) -> Settings {
     Settings {
         nodes: Some(nodes),
         min_nodes: 1,
@@ -14,6 +15,8 @@ fn settings(nodes: u32) -> Settings {
         dead_after: Duration::from_secs(8),
         survive: 2,
         stall: Duration::from_secs(60),
+        slow: None,
+        release_every: None,
         history: 0,
         tries: 2,
         trust_nodes: true,
@@ -25,7 +28,7 @@ fn settings(nodes: u32) -> Settings {
     }
 }
 
-fn registration(port: u16) -> Registration {
+pub(super) fn registration(port: u16) -> Registration {
     Registration {
         version: "1".to_owned(),
         purpose: Purpose::Install,
@@ -38,33 +41,44 @@ fn registration(port: u16) -> Registration {
     }
 }
 
-fn record() -> EndRecord {
+pub(super) fn record() -> EndRecord {
     EndRecord { parts: 1, chunks: 9, bytes: 900, digest: [4; 32] }
 }
 
-struct Lab {
-    d: Deployment,
-    now: Instant,
+pub(super) struct Lab {
+    pub d: Deployment,
+    pub now: Instant,
     /// Each node's link to its parent, from its first order.
-    links: BTreeMap<NodeId, ka_chain::link::LinkId>,
+    pub links: BTreeMap<NodeId, ka_chain::link::LinkId>,
 }
 
 impl Lab {
-    fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings) -> Self {
         let now = Instant::now();
         Self { d: Deployment::new(settings, [1; 16], now), now, links: BTreeMap::new() }
     }
 
-    fn register(&mut self, connection: u64, ip: &str) -> Vec<Action> {
-        let name = format!("n{connection}");
-        self.d.register(connection, name, ip.parse().unwrap(), registration(1000), vec![1], self.now)
+    pub fn register(&mut self, connection: u64, ip: &str) -> Vec<Action> {
+        self.comes(connection, &format!("n{connection}"), ip, connection as u8)
     }
 
-    fn says(&mut self, connection: u64, message: ToServer) -> Vec<Action> {
+    pub fn comes(&mut self, connection: u64, name: &str, ip: &str, session: u8) -> Vec<Action> {
+        let newcomer = Newcomer {
+            connection,
+            name: name.to_owned(),
+            address: ip.parse().unwrap(),
+            registration: registration(1000),
+            order: vec![1],
+            session: [session; 16],
+        };
+        self.d.register(newcomer, self.now)
+    }
+
+    pub fn says(&mut self, connection: u64, message: ToServer) -> Vec<Action> {
         self.d.message(connection, message, self.now)
     }
 
-    fn started(count: u64) -> Self {
+    pub fn started(count: u64) -> Self {
         let mut lab = Self::new(settings(count as u32));
         for n in 1..=count {
             // Arrival and address order differ.
@@ -81,7 +95,7 @@ impl Lab {
     }
 
     /// Time passes in steps of a tick, for nodes that are heard all the while but for `silent` ones.
-    fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<Action> {
+    pub fn pass(&mut self, time: Duration, silent: &[u64]) -> Vec<Action> {
         let mut actions = Vec::new();
         let end = self.now + time;
         while self.now < end {
@@ -96,7 +110,7 @@ impl Lab {
         actions
     }
 
-    fn status(&self, name: &str) -> &Status {
+    pub fn status(&self, name: &str) -> &Status {
         &self.d.nodes[name].status
     }
 }
@@ -220,7 +234,7 @@ fn a_silent_node_is_dead_after_the_time_given() {
     assert_eq!(*lab.status("n1"), Status::Running);
     let actions = lab.pass(Duration::from_millis(200), &[1]);
     assert!(matches!(lab.status("n1"), Status::Failed { error, .. } if error.contains("silent for 8 s")));
-    assert!(actions.contains(&Action::Close(1)));
+    assert!(actions.contains(&Action::Cut(1)));
     assert_eq!(*lab.status("n2"), Status::Running);
     // A server that was stopped for a minute finds nobody silent when it wakes up.
     lab.now += Duration::from_secs(60);
@@ -234,7 +248,7 @@ fn a_death_gives_the_child_another_parent() {
     // By address: n3, n2, n1.
     let actions = lab.d.closed(2, "reset", lab.now);
     let moved = actions.iter().find_map(|a| match a {
-        Action::Send(1, ToNode::Place { place, addresses }) => {
+        Action::Send(1, ToNode::Place { place, addresses, .. }) => {
             Some((place.parent.clone(), addresses.clone()))
         }
         _ => None,
@@ -249,6 +263,8 @@ fn a_death_gives_the_child_another_parent() {
     }
     lab.d.fed(Ok(record()));
     lab.d.tick(lab.now);
+    assert!(!lab.d.is_over(), "the one that was lost may come again");
+    lab.pass(RETURN, &[]);
     assert!(lab.d.is_over());
     assert_eq!(lab.d.counts(), (2, 1));
 }
@@ -270,7 +286,8 @@ fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
         let joined = lab.links.get(&id).copied().unwrap();
         lab.says(connection, ToServer::Joined(joined));
     }
-    let actions = lab.pass(Duration::from_secs(61), &[]);
+    // A stuck disk is not waited for longer than for the dead to be covered.
+    let actions = lab.pass(Duration::from_secs(69), &[]);
     assert!(actions.iter().any(|a| matches!(a, Action::Send(1, ToNode::Out(_)))), "{actions:?}");
     assert_eq!(*lab.status("n1"), Status::Preparing);
     lab.says(2, ToServer::Ended(record()));
@@ -291,6 +308,25 @@ fn late_and_stuck_nodes_go_into_the_next_wave_and_tries_are_counted() {
     lab.d.tick(lab.now);
     assert!(lab.d.is_over());
     assert_eq!(lab.d.counts(), (3, 0));
+}
+
+/// Its disk is hung, its machine answers pings.
+#[test]
+fn a_node_that_never_gets_ready_for_the_next_wave_does_not_hold_the_deployment() {
+    let mut lab = Lab::started(1);
+    lab.register(2, "10.0.0.2");
+    lab.says(1, ToServer::Ended(record()));
+    lab.d.fed(Ok(record()));
+    lab.says(1, ToServer::Done);
+    let quiet = lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!quiet.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))) && !lab.d.is_over());
+    lab.says(2, ToServer::Step("format".to_owned()));
+    lab.pass(NEXT_READY - Duration::from_secs(1), &[]);
+    assert!(!lab.d.is_over(), "it said how far it is");
+    let actions = lab.pass(Duration::from_secs(2), &[]);
+    assert!(actions.iter().any(|a| matches!(a, Action::Send(2, ToNode::Abort(_)))), "{actions:?}");
+    assert!(lab.d.is_over());
+    assert_eq!(lab.d.counts(), (1, 1));
 }
 
 #[test]
@@ -328,14 +364,119 @@ fn a_node_that_fails_before_the_start_is_not_waited_for() {
     assert!(all.d.is_over());
 }
 
+fn refused(actions: &[Action], connection: u64) -> bool {
+    actions.iter().any(|a| matches!(a, Action::Send(c, ToNode::Refused(_)) if *c == connection))
+}
+
+fn says(actions: &[Action], text: &str) -> bool {
+    actions.iter().any(|a| matches!(a, Action::Say(said) if said.contains(text)))
+}
+
+fn pinged(actions: &[Action], connection: u64) -> u64 {
+    let ping = |a: &Action| match a {
+        Action::Send(c, ToNode::Ping(number)) if *c == connection => Some(*number),
+        _ => None,
+    };
+    actions.iter().find_map(ping).unwrap()
+}
+
 #[test]
-fn second_claims_and_late_nodes_are_refused() {
-    let mut lab = Lab::new(settings(2));
+fn a_second_claim_is_refused_when_the_holder_answers() {
+    for started in [false, true] {
+        let mut lab = if started { Lab::started(2) } else { Lab::new(settings(2)) };
+        if !started {
+            lab.register(1, "10.0.0.1");
+        }
+        let actions = lab.comes(9, "n1", "10.0.0.66", 99);
+        assert!(!refused(&actions, 9) && !says(&actions, "ALARM"), "{actions:?}");
+        let number = pinged(&actions, 1);
+        assert!(refused(&lab.comes(10, "n1", "10.0.0.67", 98), 10), "one claim at a time");
+        assert!(lab.says(1, ToServer::Pong(1)).is_empty(), "that of every second may have been under way");
+        let actions = lab.says(1, ToServer::Pong(number));
+        assert!(
+            refused(&actions, 9) && says(&actions, "ALARM") && says(&actions, "10.0.0.66"),
+            "{actions:?}"
+        );
+        assert_eq!(lab.d.nodes["n1"].connection, 1);
+        assert!(lab.says(1, ToServer::Pong(number)).is_empty());
+    }
+}
+
+#[test]
+fn a_second_claim_takes_the_place_of_a_holder_that_stays_silent() {
+    for started in [false, true] {
+        let mut lab = if started { Lab::started(2) } else { Lab::new(settings(2)) };
+        if !started {
+            lab.register(1, "10.0.0.1");
+        }
+        lab.comes(9, "n1", "10.0.0.66", 99);
+        let actions = lab.pass(Duration::from_millis(7900), &[1]);
+        assert!(!says(&actions, "takes its place"), "{actions:?}");
+        let actions = lab.pass(Duration::from_millis(300), &[1]);
+        assert!(says(&actions, "n1 said nothing; the one from 10.0.0.66 takes its place"), "{actions:?}");
+        assert!(actions.iter().any(|a| matches!(a, Action::Send(9, ToNode::Order { .. }))), "{actions:?}");
+        assert_eq!((lab.d.nodes["n1"].connection, lab.status("n1")), (9, &Status::Preparing));
+        // A claim whose node has left is forgotten.
+        lab.comes(11, "n1", "10.0.0.67", 98);
+        lab.d.closed(11, "x", lab.now);
+        let actions = lab.pass(Duration::from_secs(9), &[9]);
+        assert!(!says(&actions, "takes its place"), "{actions:?}");
+    }
+}
+
+#[test]
+fn a_node_that_comes_again_with_its_session_is_the_same_and_gets_the_next_wave() {
+    let mut lab = Lab::started(3);
+    // Its old connection looks whole still: the link flapped, or a router forgot it.
+    let actions = lab.comes(11, "n1", "10.0.0.19", 1);
+    assert!(says(&actions, "n1 is here again") && actions.contains(&Action::Close(1)), "{actions:?}");
+    assert!(!says(&actions, "ALARM"));
+    assert_eq!((lab.status("n1"), lab.d.nodes["n1"].connection), (&Status::Preparing, 11));
+    assert!(lab.d.closed(1, "at last", lab.now).is_empty());
+    lab.says(11, ToServer::Ready);
+    for n in [2, 3] {
+        lab.says(n, ToServer::Ended(record()));
+    }
+    lab.d.fed(Ok(record()));
+    let mut actions = lab.d.tick(lab.now);
+    actions.extend(lab.d.tick(lab.now));
+    assert!(actions.iter().any(|a| matches!(a, Action::Send(2, ToNode::Release))), "{actions:?}");
+    let started = |a: &Action| matches!(a, Action::Send(11, ToNode::Start(s)) if s.wave.number == 2);
+    assert!(actions.iter().any(started), "{actions:?}");
+}
+
+#[test]
+fn a_deployment_waits_a_little_for_a_node_that_lost_its_connection() {
+    for all in [false, true] {
+        let mut lab = Lab::started(2);
+        lab.d.closed(1, "reset", lab.now);
+        lab.says(2, ToServer::Ended(record()));
+        lab.d.fed(Ok(record()));
+        if all {
+            lab.d.closed(2, "reset", lab.now);
+        } else {
+            lab.says(2, ToServer::Done);
+        }
+        let (short, long) = if all { (59, 61) } else { (4, 6) };
+        lab.pass(Duration::from_secs(short), &[]);
+        assert!(!lab.d.is_over(), "{all}");
+        lab.pass(Duration::from_secs(long - short), &[]);
+        assert!(lab.d.is_over(), "{all}");
+    }
+    // It had its tries.
+    let mut s = settings(1);
+    s.tries = 1;
+    let mut lab = Lab::new(s);
     lab.register(1, "10.0.0.1");
-    let twice =
-        lab.d.register(9, "n1".into(), "10.0.0.66".parse().unwrap(), registration(1), vec![], lab.now);
-    assert!(matches!(&twice[0], Action::Send(9, ToNode::Refused(_))));
-    assert!(twice.iter().any(|a| matches!(a, Action::Say(s) if s.starts_with("ALARM"))));
+    lab.says(1, ToServer::Ready);
+    lab.d.tick(lab.now);
+    lab.d.closed(1, "reset", lab.now);
+    lab.d.tick(lab.now);
+    assert!(lab.d.is_over());
+}
+
+#[test]
+fn late_nodes_wait_for_the_next_wave() {
     let mut lab = Lab::started(1);
     let late = lab.register(5, "10.0.0.5");
     assert!(matches!(late.last(), Some(Action::Send(5, ToNode::Order { .. }))), "{late:?}");

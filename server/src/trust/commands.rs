@@ -99,7 +99,7 @@ pub fn token(args: &TokenArgs) -> Result<Exit> {
     match &args.output {
         None => println!("{}", token.to_word()),
         Some(path) => {
-            secret_file::write(path, &(token.to_word() + "\n"), true).context("keeping the token")?
+            secret_file::write(path, &(token.to_word() + "\n"), true).context("keeping the token")?;
         }
     }
     Ok(Exit::Done)

@@ -31,7 +31,7 @@ const BUILD: [Need; 3] = [
 ];
 
 /// For the tests that need no virtual machine.
-const TEST: [Need; 14] = [
+const TEST: [Need; 16] = [
     need("e2fsprogs", "/usr/sbin/mke2fs"),
     need("dosfstools", "/usr/sbin/mkfs.vfat"),
     need("xfsprogs", "/usr/sbin/mkfs.xfs"),
@@ -46,6 +46,8 @@ const TEST: [Need; 14] = [
     need("cpio", "/usr/bin/cpio"),
     need("iproute2", "/usr/bin/ip"),
     need("dnsmasq-base", "/usr/sbin/dnsmasq"),
+    need("tcpdump", "/usr/bin/tcpdump"),
+    need("python3-minimal", "/usr/bin/python3"),
 ];
 
 /// For the virtual machines.

@@ -66,6 +66,8 @@ impl Tally {
 pub struct Options {
     /// Leave the virtual machines out.
     pub quick: bool,
+    /// Play [`unit::NIGHTLY_SCHEDULES`] in the simulator of the chain, in place of its own 2,000.
+    pub nightly: bool,
     /// Only these of [`MACHINE_TESTS`], without anything else.
     pub only: Vec<String>,
     /// The disk of an earlier run's first generation, to try the second alone.
@@ -91,7 +93,7 @@ pub fn run(options: &Options, dir: &Path) -> Result<bool> {
             false => Some(golden::get(&dir.join("golden.log"))?),
         };
         let tree = golden.as_ref().map(|golden| golden.tree.as_path());
-        tally.add(unit::run(tree, &dir.join("cargo-test.log"))?);
+        tally.add(unit::run(tree, options.nightly, &dir.join("cargo-test.log"))?);
         tally.test("release-agent", || binaries::build_agent(&dir.join("release.log")).map(drop))?;
     }
     if options.quick {

@@ -13,11 +13,16 @@ use std::time::Duration;
 /// Compiling everything on two cores, and running it.
 const LIMIT: Duration = Duration::from_secs(2400);
 
+/// Schedules of the chain's simulator in the nightly mode; `ka-chain` itself plays 2,000.
+pub const NIGHTLY_SCHEDULES: u32 = 100_000;
+/// What they may take in addition; 200 s of CPU time were measured.
+const NIGHTLY: Duration = Duration::from_secs(3600);
+
 /// Runs them. Tests that need a Debian system get `tree`; without it they are skipped.
 ///
 /// # Errors
 /// When the log cannot be read, or we are interrupted.
-pub fn run(tree: Option<&Path>, log: &Path) -> Result<Tally> {
+pub fn run(tree: Option<&Path>, nightly: bool, log: &Path) -> Result<Tally> {
     say!("test", "cargo test of the whole workspace");
     let mut command = Command::new(binaries::cargo());
     command.current_dir(binaries::workspace()?).args([
@@ -31,7 +36,13 @@ pub fn run(tree: Option<&Path>, log: &Path) -> Result<Tally> {
     if let Some(tree) = tree {
         command.env("KA_DEBIAN_TREE", tree).env("KA_TEST_ROOT", tree);
     }
-    let result = run::logged(&mut command, log, LIMIT);
+    let mut limit = LIMIT;
+    if nightly {
+        say!("test", "{NIGHTLY_SCHEDULES} schedules in the simulator");
+        command.env("KA_SIM_SCHEDULES", NIGHTLY_SCHEDULES.to_string());
+        limit += NIGHTLY;
+    }
+    let result = run::logged(&mut command, log, limit);
     crate::interrupt::check()?;
     let text = std::fs::read(log).with_context(|| format!("reading {}", log.display()))?;
     let text = String::from_utf8_lossy(&text);

@@ -26,6 +26,7 @@ pub(super) enum ToServer {
     Lost(LinkId),
     Lacking(LinkId, u64),
     Silent(NodeId, LinkId),
+    Damaged(LinkId, u64),
     Ended,
     Closed,
 }
@@ -123,6 +124,9 @@ impl World {
         if !ticks {
             return;
         }
+        let head = &self.hosts[0].relay;
+        let status = Status { epoch: head.epoch(), cover: head.cover(), ..Status::default() };
+        self.wave.head_status(status);
         let actions = self.wave.tick(now);
         self.act(actions);
         for node in 1..self.wires.len() {
@@ -163,6 +167,7 @@ impl World {
                 self.wave.lacking(id, link, *oldest, now)
             }
             ToServer::Silent(child, link) => self.wave.silent_link(*child, link, now),
+            ToServer::Damaged(link, chunk) => self.wave.damaged(id, link, *chunk, now),
             ToServer::Ended => {
                 self.wave.ended(id);
                 return;
@@ -279,7 +284,13 @@ impl World {
             self.hosts[host].next_status = self.now + 500;
             let relay = &self.hosts[host].relay;
             let consumed = self.hosts[host].consumer.next;
-            let status = Status { held: relay.end(), consumed, stuck: relay.stuck() };
+            let status = Status {
+                held: relay.end(),
+                consumed,
+                stuck: relay.stuck(),
+                epoch: relay.epoch(),
+                cover: relay.cover(),
+            };
             self.report(host, ToServer::Status(status));
         }
     }
@@ -313,6 +324,7 @@ fn short(message: &ToServer) -> String {
         ToServer::Joined(id) => format!("joined {}", link(id)),
         ToServer::Lost(id) => format!("lost {}", link(id)),
         ToServer::Lacking(id, oldest) => format!("lacking {}, the oldest is {oldest}", link(id)),
+        ToServer::Damaged(id, chunk) => format!("chunk {chunk} damaged {}", link(id)),
         ToServer::Silent(child, id) => format!("silent {} {}", child.0, link(id)),
         other => format!("{other:?}"),
     }

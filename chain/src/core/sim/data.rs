@@ -9,7 +9,7 @@ use crate::link::LinkId;
 use std::collections::VecDeque;
 
 /// ms that a handshake may take.
-const HANDSHAKE: u64 = 5_000;
+pub(super) const HANDSHAKE: u64 = 5_000;
 
 /// How a parent sees a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +224,14 @@ impl World {
                 self.oracle.fail(self.now, text);
                 return true;
             }
+            if self.is_damaged(conn) {
+                self.note(|| format!("node {host} is given a bad copy of chunk {number}"));
+                self.close_end(conn, false);
+                if self.hosts[host].relay.parent().is_some_and(|(_, current)| current.id == link) {
+                    self.report(host, ToServer::Damaged(link, number));
+                }
+                return false;
+            }
             self.hosts[host].relay.pushed(self.sizes[number as usize], number + 1 == self.plan.total);
             let parent = self.conns[conn].parent;
             let at = self.now + self.lag();
@@ -244,6 +252,19 @@ impl World {
             return false;
         }
         true
+    }
+
+    /// Whether the copy that this connection brings is bad.
+    fn is_damaged(&mut self, conn: usize) -> bool {
+        let Conn { parent, child, .. } = self.conns[conn];
+        if self.garbles.contains(&child) {
+            return true;
+        }
+        if let Some(at) = self.damages.iter().position(|(host, always)| *host == parent && !always) {
+            self.damages.swap_remove(at);
+            return true;
+        }
+        self.damages.iter().any(|(host, _)| *host == parent)
     }
 
     /// What can be sent is sent, as far as the buffers take it.

@@ -1,7 +1,8 @@
 //! The oracle: it knows where everybody really is, what really broke, and never asks a node what it believes.
 
-use super::plan::EVER;
-use super::world::{State, World};
+use super::data::HANDSHAKE;
+use super::plan::{EVER, Fault, Planned};
+use super::world::{SLOW, State, World};
 use crate::core::{NodeId, Place};
 use crate::link::LinkId;
 
@@ -27,8 +28,8 @@ pub(super) struct Oracle {
     counted: Vec<bool>,
     /// Faults of links: how many connections they cost, from whom, to whom.
     link_faults: Vec<(u32, usize, usize)>,
-    /// Freezes and cuts: until when, who.
-    host_faults: Vec<(u64, usize)>,
+    /// Freezes and cuts: how many connections they may cost, until when, who.
+    host_faults: Vec<(usize, u64, usize)>,
     /// Links that were truly dead when the server said so, by node.
     dead_links: Vec<u32>,
     /// Who lacks a chunk right now, and who above it holds that chunk.
@@ -75,16 +76,19 @@ impl Oracle {
         self.link_faults.push((costs, from, to));
     }
 
-    pub(super) fn host_fault(&mut self, until: u64, host: usize) {
-        self.host_faults.push((until, host));
+    pub(super) fn host_fault(&mut self, since: u64, until: u64, host: usize) {
+        // Who dials it twice meanwhile has lost two. Such a node is dead by then, unless the server stood still as well.
+        let costs = if until - since >= 2 * HANDSHAKE { 2 } else { 1 };
+        self.host_faults.push((costs, until, host));
     }
 }
 
 impl World {
-    /// The one above by the server's table, or the one that takes it over when it has been brought up.
+    /// The one above by the server's table, or the one that takes it over when it has been brought up, or when its parent
+    /// leaves.
     fn is_above(&self, above: usize, node: usize, generations: u8) -> bool {
         let id = NodeId(node as u32);
-        let next = [self.wave.parent(id), self.wave.fetching(id)];
+        let next = [self.wave.parent(id), self.wave.fetching(id), self.wave.heir(id)];
         generations > 0
             && next.into_iter().flatten().any(|parent| {
                 let parent = parent.0 as usize;
@@ -167,9 +171,24 @@ impl World {
         let wrong = if why.starts_with("its disk") {
             let idle = self.now - consumer.took;
             (consumer.gone || idle + TICK < stall).then(|| format!("its disk took a chunk {idle} ms ago"))
+        } else if why == SLOW {
+            // Nobody hangs on it any more.
+            let fed = (1..self.hosts.len())
+                .filter(|child| self.is_in(*child) && self.is_up(*child))
+                .find(|child| self.hosts[*child].relay.parent().is_some_and(|(p, _)| p.0 as usize == node));
+            fed.map(|child| format!("it still feeds node {child}"))
         } else if why.contains("links were dead") {
             let dead = self.oracle.dead_links[node];
             (dead < 2).then(|| format!("{dead} of its links were dead"))
+        } else if why.contains("on damaged") {
+            // Two that did it once each look like one that did it twice only to the one that was given both.
+            let does = self.damages.contains(&(node, true)) || self.once_damaged(node) >= 2;
+            (!does).then(|| "it damages nothing".to_owned())
+        } else if why.contains("of one node after the other") {
+            let liars = self.damages.iter().filter(|(_, always)| *always).count();
+            (liars < 3).then(|| format!("{liars} damage chunks"))
+        } else if why.contains("from the server itself") {
+            (!self.garbles.contains(&node)).then(|| "the server damages nothing".to_owned())
         } else {
             match self.oracle.lacking {
                 Some((lacking, Some(holder))) if lacking == node => {
@@ -209,19 +228,29 @@ impl World {
         self.oracle.lacking = Some((node, holder));
     }
 
+    /// How often this node was to pass a chunk on damaged once.
+    fn once_damaged(&self, node: usize) -> usize {
+        let once = |fault: &&Planned| fault.fault == Fault::Damages { node, always: false };
+        self.plan.faults.iter().filter(once).count()
+    }
+
     /// A link is declared dead: it must have had a fault of its own, and both its ends live.
     pub(super) fn check_said(&mut self, text: &str) {
+        if text.contains("damaged twice") {
+            // The one who damages is passed over like one that is dead.
+            self.oracle.losses += 1;
+        }
         let Some((parent, node)) = dead_link(text) else { return };
         let now = self.now;
         let fault = |(_, from, to): &&(u32, usize, usize)| {
             (*from, *to) == (parent, node) || (*from, *to) == (node, parent)
         };
-        let recent = |(until, host): &(u64, usize)| {
+        let recent = |(_, until, host): &&(usize, u64, usize)| {
             (*host == parent || *host == node) && until.saturating_add(AFTERMATH) > now
         };
         // It is dialled once more: one connection that was lost is not enough.
         let costs: u32 = self.oracle.link_faults.iter().filter(fault).map(|(costs, ..)| *costs).sum();
-        let hosts = self.oracle.host_faults.iter().filter(|fault| recent(fault)).count();
+        let hosts: usize = self.oracle.host_faults.iter().filter(recent).map(|(costs, ..)| *costs).sum();
         let real = costs as usize + hosts >= 2;
         if !self.is_up(parent) || !self.is_up(node) {
             self.oracle.fail(now, format!("{text}: one of them is dead, not the link"));

@@ -29,8 +29,14 @@ pub(super) enum Fault {
     StuckDisk(usize),
     /// Its installation fails; it goes on as a relay.
     GiveUp(usize),
+    /// It passes chunks on damaged: every one from now on, or the next one only.
+    Damages { node: usize, always: bool },
+    /// What comes to it is damaged from now on, whoever sent it: its own memory is bad.
+    Garbles(usize),
     /// Its messages to and from the server take so much longer for some seconds.
     SlowControl(usize, u64),
+    /// The server wants it out of the wave, because it is slow.
+    Remove(usize),
 }
 
 /// For good.
@@ -162,8 +168,11 @@ impl Plan {
                 72..=79 => Fault::Reset(node),
                 80..=83 => Fault::SlowDisk(node, chance.within(50, 400)),
                 84..=86 => Fault::StuckDisk(node),
-                87..=90 => Fault::GiveUp(node),
-                91..=94 => Fault::SlowControl(node, chance.within(50, 400)),
+                87..=89 => Fault::GiveUp(node),
+                90..=91 => Fault::SlowControl(node, chance.within(50, 400)),
+                92..=93 => Fault::Remove(node),
+                94..=95 => Fault::Damages { node, always: down },
+                96 => Fault::Garbles(node),
                 _ => Fault::Freeze(0, chance.within(1_000, 20_000)),
             };
             self.faults.push(Planned { fault, pushed, delay });
@@ -205,8 +214,9 @@ impl Plan {
             .faults
             .iter()
             .map(|planned| match planned.fault {
-                Fault::StuckDisk(_) => stall + 2_000,
+                Fault::StuckDisk(_) => stall + dead + 2_000,
                 Fault::OneWay { .. } => 4 * (dead + 7_000),
+                Fault::Damages { .. } | Fault::Garbles(_) => 3 * 7_000,
                 Fault::OneWayOnce { .. } | Fault::Reset(_) => dead + 7_000,
                 _ => 7_000,
             })

@@ -39,7 +39,7 @@ impl World {
             let parent = self.wave.parent(node)?;
             children.entry(parent).or_default().insert(node);
             below.entry(parent).or_default().insert(node);
-            if let Some(ancestor) = self.wave.fetching(node) {
+            for ancestor in [self.wave.fetching(node), self.wave.heir(node)].into_iter().flatten() {
                 below.entry(ancestor).or_default().insert(node);
             }
         }

@@ -15,6 +15,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+/// Why a node is removed that is only slow.
+pub(super) const SLOW: &str = "it was too slow";
 /// ms between two ticks of a machine.
 const TICK: u64 = 100;
 
@@ -89,6 +91,10 @@ pub(super) struct World {
     pub(super) conns: Vec<Conn>,
     /// Pairs between which data goes no longer, from and to.
     pub(super) one_way: Vec<(usize, usize)>,
+    /// Who passes chunks on damaged, always or once more.
+    pub(super) damages: Vec<(usize, bool)>,
+    /// To whom every chunk comes damaged.
+    pub(super) garbles: Vec<usize>,
     pub(super) wave: Wave,
     pub(super) sizes: Vec<u32>,
     pub(super) pushed: u64,
@@ -149,6 +155,8 @@ impl World {
             hosts,
             conns: Vec::new(),
             one_way: Vec::new(),
+            damages: Vec::new(),
+            garbles: Vec::new(),
             wave,
             sizes,
             pushed: 0,
@@ -408,6 +416,9 @@ impl World {
                     self.wake(node, now);
                 }
             }
+            Fault::Remove(node) => self.wave.plan_out(NodeId(node as u32), SLOW, None),
+            Fault::Damages { node, always } => self.damages.push((node, always)),
+            Fault::Garbles(node) => self.garbles.push(node),
             Fault::SlowControl(node, extra) => {
                 self.wires[node].slow = (now + 5_000, extra);
                 over = now + 5_000;
@@ -419,7 +430,7 @@ impl World {
 
     /// A freeze or a cut lasts until then; for good means until it is noticed.
     fn over(&mut self, until: u64, over: &mut u64, host: usize) {
-        self.oracle.host_fault(until, host);
+        self.oracle.host_fault(self.now, until, host);
         if until < EVER {
             *over = until;
             // A frozen machine's waiting messages are read, everybody's resume.

@@ -1,0 +1,144 @@
+//! The brake's name and what `--min-rate` does, driven without sockets.
+
+use super::super::tests::{Lab, settings};
+use super::super::{Settings, Status};
+use super::*;
+use ka_chain::control::{ToNode, ToServer};
+
+/// Seconds of `--slow-grace` here.
+const GRACE: u64 = 10;
+
+/// A wave of so many nodes, and what each place waits for.
+struct Slowed {
+    lab: Lab,
+    waits: Vec<Waits>,
+    orders: Vec<u64>,
+    bytes: u64,
+    time: Duration,
+}
+
+impl Slowed {
+    fn new(nodes: u64, limit: Option<SlowLimit>, tries: u32) -> Self {
+        let mut lab = Lab::new(Settings { slow: limit, tries, ..settings(nodes as u32) });
+        for n in 1..=nodes {
+            lab.register(n, &format!("10.0.0.{n}"));
+            lab.says(n, ToServer::Ready);
+        }
+        let size = nodes as usize + 1;
+        let mut slowed = Self {
+            lab,
+            waits: vec![Waits::default(); size],
+            orders: vec![0; size],
+            bytes: 0,
+            time: Duration::ZERO,
+        };
+        let actions = slowed.lab.d.tick(slowed.lab.now);
+        slowed.obey(&actions);
+        slowed
+    }
+
+    /// Everybody obeys at once, and the links stand.
+    fn obey(&mut self, actions: &[Action]) {
+        for action in actions {
+            let (n, place) = match action {
+                Action::Head(place) => (0, place),
+                Action::Send(n, ToNode::Place { place, .. }) => (*n, place),
+                Action::Send(n, ToNode::Start(start)) => (*n, &start.place),
+                _ => continue,
+            };
+            self.orders[n as usize] = place.epoch;
+            if let Some((_, link)) = &place.parent {
+                self.lab.says(n, ToServer::Joined(link.id));
+            }
+        }
+    }
+
+    /// So many seconds at this rate; `wait` says what places wait for in each half second. Who goes out, and when.
+    fn pass(&mut self, seconds: u64, rate: u64, wait: impl Fn(u64, &mut Waits)) -> Vec<(u64, u64)> {
+        let mut out = Vec::new();
+        for half in 1..=seconds * 2 {
+            self.time += Duration::from_millis(500);
+            self.bytes += rate / 2;
+            for n in 0..self.waits.len() {
+                self.waits[n].at(self.time);
+                wait(n as u64, &mut self.waits[n]);
+                let (waits, epoch) = (self.waits[n].clone(), self.orders[n]);
+                if n == 0 {
+                    let status = wave::Status { epoch, cover: 3, ..wave::Status::default() };
+                    self.lab.d.head_progress(status, waits, self.lab.now);
+                    continue;
+                }
+                let (plain, consumed) = (self.bytes, self.bytes);
+                let progress = Progress { epoch, waits, plain, consumed, cover: 3, ..Progress::default() };
+                let actions = self.lab.says(n as u64, ToServer::Progress(progress));
+                self.obey(&actions);
+            }
+            for _ in 0..5 {
+                let actions = self.lab.pass(Duration::from_millis(100), &[]);
+                let gone = actions.iter().filter_map(|a| match a {
+                    Action::Send(n, ToNode::Out(_)) => Some((half / 2, *n)),
+                    _ => None,
+                });
+                out.extend(gone);
+                self.obey(&actions);
+            }
+        }
+        out
+    }
+}
+
+fn disk_of(slow: u64) -> impl Fn(u64, &mut Waits) {
+    move |n, waits| {
+        let half = Duration::from_millis(490);
+        let below = (n < slow).then_some(NodeId(n as u32 + 1));
+        waits.waited(half, n == slow, n > slow, below.into_iter());
+    }
+}
+
+fn from_source(n: u64, waits: &mut Waits) {
+    waits.waited(Duration::from_millis(490), n == 2, n != 2, std::iter::empty());
+}
+
+fn limit() -> Option<SlowLimit> {
+    Some(SlowLimit { rate: 1000, grace: Duration::from_secs(GRACE) })
+}
+
+#[test]
+fn the_brake_is_named_while_it_brakes_and_added_up() {
+    let mut slowed = Slowed::new(4, None, 2);
+    assert_eq!(slowed.lab.d.brake(), None);
+    assert!(slowed.pass(10, 10, disk_of(2)).is_empty(), "--min-rate is off");
+    assert_eq!(slowed.lab.d.brake().unwrap().to_string(), "disk of n2");
+    slowed.pass(10, 10, from_source);
+    assert_eq!(slowed.lab.d.brake(), Some(Held::Server));
+    slowed.pass(10, 10, |n, waits| {
+        let half = Duration::from_millis(490);
+        waits.waited(half, false, n > 0, (n == 0).then_some(NodeId(1)).into_iter());
+        // A head that is blocked does not wait for its source.
+    });
+    let link = Held::Link("the server".to_owned(), "n1".to_owned());
+    assert_eq!(slowed.lab.d.brake(), Some(link.clone()));
+    let held = &slowed.lab.d.held_up;
+    assert_eq!(held.keys().cloned().collect::<Vec<_>>(), [Held::Server, Held::Disk("n2".to_owned()), link]);
+    assert!(held.values().all(|time| (5..=11).contains(&time.as_secs())), "{held:?}");
+}
+
+#[test]
+fn a_slow_disk_is_moved_to_the_next_wave_after_the_grace() {
+    let mut slowed = Slowed::new(4, limit(), 2);
+    let out = slowed.pass(40, 999, disk_of(2));
+    assert_eq!(out.len(), 1, "{out:?}");
+    let (at, node) = out[0];
+    assert!(node == 2 && (GRACE..GRACE + 5).contains(&at), "{out:?}");
+    assert_eq!(*slowed.lab.status("n2"), Status::Preparing);
+    // A quarter of four: the next one stays.
+    assert!(slowed.pass(40, 10, disk_of(3)).is_empty());
+}
+
+#[test]
+fn nobody_is_moved_when_the_server_brakes_or_the_rate_is_reached_or_no_try_is_left() {
+    assert!(Slowed::new(4, limit(), 2).pass(40, 10, from_source).is_empty());
+    assert!(Slowed::new(4, limit(), 2).pass(40, 1001, disk_of(2)).is_empty());
+    assert!(Slowed::new(4, limit(), 1).pass(40, 10, disk_of(2)).is_empty());
+    assert!(Slowed::new(3, limit(), 2).pass(40, 10, disk_of(2)).is_empty(), "a quarter of three is nobody");
+}
