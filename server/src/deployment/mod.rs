@@ -296,7 +296,9 @@ impl Run<'_> {
             Some(text) => Some(text.parse().context("the node's MAC address")?),
             None => None,
         };
-        let identity = self.pxe.identity(mac, registration, address, session)?;
+        let deployment = &self.deployment;
+        let identity =
+            self.pxe.identity(mac, registration, address, session, |name| deployment.is_gone(name))?;
         if !installs(registration) {
             return Ok((identity, Vec::new()));
         }

@@ -25,10 +25,17 @@ pub(super) struct Pxe {
     macs: BTreeMap<String, Mac>,
     /// Installed nodes that have not come back for their local boot yet.
     owed: BTreeSet<Mac>,
-    /// Names of nodes without a MAC address, by address.
-    guests: BTreeMap<String, IpAddr>,
+    /// Nodes without a MAC address, by name.
+    guests: BTreeMap<String, Guest>,
     /// The same by their sessions: one that comes again keeps its name.
     returning: BTreeMap<CredentialId, Identity>,
+}
+
+/// A node without a MAC address.
+#[derive(Debug, Clone, Copy)]
+struct Guest {
+    address: IpAddr,
+    index: u32,
 }
 
 impl Pxe {
@@ -85,6 +92,7 @@ impl Pxe {
         node: &Registration,
         address: IpAddr,
         session: CredentialId,
+        is_gone: impl Fn(&str) -> bool,
     ) -> Result<Identity> {
         if let Some(mac) = mac {
             if self.listed_only && !self.states.is_listed(mac) {
@@ -103,15 +111,19 @@ impl Pxe {
         }
         let wanted =
             node.hostname.clone().filter(|n| is_host_name(n)).unwrap_or_else(|| "receiver".to_owned());
-        // Several receivers on one machine have the same name.
+        // Several receivers on one machine have the same name. One that went away without success and comes again from
+        // there is the same, whatever its session: else it would have its `--tries` anew each time.
         let mut name = wanted.clone();
         let mut number = 2;
-        while self.guests.contains_key(&name) {
+        while let Some(guest) = self.guests.get(&name) {
+            if guest.address == address && is_gone(&name) {
+                return Ok(Identity { name, index: guest.index, group: None });
+            }
             name = format!("{wanted}-{number}");
             number += 1;
         }
-        self.guests.insert(name.clone(), address);
-        let index = u32::try_from(self.guests.len()).context("too many receivers")?;
+        let index = u32::try_from(self.guests.len() + 1).context("too many receivers")?;
+        self.guests.insert(name.clone(), Guest { address, index });
         let identity = Identity { name, index, group: None };
         self.returning.insert(session, identity.clone());
         Ok(identity)

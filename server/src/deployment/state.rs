@@ -720,6 +720,12 @@ impl Deployment {
         lost.any(|n| n.lost.is_some_and(|since| !waited(since)))
     }
 
+    /// Whether a node of this name was here, is not, and had no success.
+    #[must_use]
+    pub fn is_gone(&self, name: &str) -> bool {
+        self.nodes.get(name).is_some_and(|node| !node.connected && node.status != Status::Done)
+    }
+
     /// Installed and failed nodes.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {

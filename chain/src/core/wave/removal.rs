@@ -123,7 +123,8 @@ impl Wave {
         let (node, stage) = (leaving.planned.node, leaving.stage);
         let later_than = |patience: Duration| now.saturating_sub(leaving.since) >= patience;
         let late = leaving.planned.patience.is_some_and(later_than);
-        let overdue = leaving.planned.patience.is_some_and(|p| later_than(OVERDUE * p));
+        let overdue = leaving.planned.patience.is_some_and(|p| later_than(OVERDUE * p))
+            && !is_planted(Mutation::WaitForEnded);
         let parent = self.members.get(&node).map_or(HEAD, |m| m.parent);
         let children = self.children(node);
         // One that holds everything needs no parent any more: its link may be dead for good.
