@@ -22,6 +22,9 @@ use std::time::Duration;
 pub const TARGET: &str = "/target";
 /// How long a node looks for its server: the golden node may be rebooting, or be told later to deploy.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// The same when the connection to it broke: a deployment that has ended, or a server that was started anew, knows the node's
+/// session no more, and then a new start (`ka.on-failure`) is what helps.
+const RETURN: Duration = Duration::from_secs(60);
 /// Bytes of the log's end that go with a failure.
 const LOG_TAIL: usize = 4096;
 
@@ -101,7 +104,8 @@ impl Steps {
 pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
     let mut steps = Steps { current: "register", break_at: orders.break_at, session: None };
     steps.begin("register");
-    let opened = data_listener().and_then(|listener| Ok((open(orders, machine, &listener)?, listener)));
+    let opened =
+        data_listener().and_then(|listener| Ok((open(orders, machine, &listener, PATIENCE)?, listener)));
     let (mut session, listener) = opened.map_err(|error| Failure { step: "register", error })?;
     steps.session = Some(Arc::clone(&session));
     let mut relay = None;
@@ -121,7 +125,7 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
             Err(error) if session.broken().is_some() => {
                 log::warn!("{error:#}; this node goes back to the server");
                 relay = None;
-                match open(orders, machine, &listener) {
+                match open(orders, machine, &listener, RETURN) {
                     Ok(opened) => session = opened,
                     Err(also) => break Err(error.context(format!("going back to the server: {also:#}"))),
                 }
@@ -165,9 +169,14 @@ pub fn install(orders: &Orders, machine: &Machine) -> Result<(), Failure> {
 }
 
 /// Registers at the server; from then on the log goes there.
-fn open(orders: &Orders, machine: &Machine, listener: &std::net::TcpListener) -> Result<Arc<Session>> {
+fn open(
+    orders: &Orders,
+    machine: &Machine,
+    listener: &std::net::TcpListener,
+    patience: Duration,
+) -> Result<Arc<Session>> {
     let port = listener.local_addr().context("asking for the data port")?.port();
-    let session = Session::open(&orders.server, &orders.trust, PATIENCE, |_| registration(machine, port))?;
+    let session = Session::open(&orders.server, &orders.trust, patience, |_| registration(machine, port))?;
     log::info!("the server at {} knows this node as {}", session.server, session.name);
     let session = Arc::new(session);
     forward_log(&session);

@@ -4,95 +4,21 @@
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
+mod lab;
 mod programs;
 
 use ka_chain::control::{Purpose, Registration, ToNode, ToServer};
 use ka_chain::keys::{Credential, PublicKey, Token};
 use ka_chain::noise::control::{Session, initiate};
-use ka_sys::process::run;
+use lab::{Program, possible, sh};
 use programs::{agent_program, key_in, make_token, server_program};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-/// No deployment here may take longer.
-const LIMIT: Duration = Duration::from_secs(90);
-
-fn sh(script: &str) -> String {
-    run(Command::new("sh").args(["-ec", script]), Duration::from_secs(30)).unwrap().text()
-}
-
-fn possible() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let ip = Command::new("sh").args(["-c", "command -v ip"]).output().is_ok_and(|o| o.status.success());
-    if !root || !ip {
-        println!("SKIPPED: needs root and iproute2");
-    }
-    root && ip
-}
-
-struct Program {
-    child: Child,
-    text: Arc<Mutex<String>>,
-}
-
-impl Program {
-    fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let text = Arc::new(Mutex::new(String::new()));
-        let stderr = child.stderr.take().unwrap();
-        let kept = Arc::clone(&text);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                kept.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
-        Self { child, text }
-    }
-
-    fn text(&self) -> String {
-        self.text.lock().unwrap().clone()
-    }
-
-    fn wait_for(&self, pattern: &str) {
-        let end = Instant::now() + LIMIT;
-        while !self.text().contains(pattern) {
-            assert!(Instant::now() < end, "`{pattern}` never came; this did:\n{}", self.text());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn exit(&mut self) -> i32 {
-        let end = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                // The reading thread may still have a line.
-                std::thread::sleep(Duration::from_millis(50));
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < end, "no end; it said:\n{}", self.text());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// How many threads it has.
-    fn threads(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/task", self.child.id())).map_or(0, Iterator::count)
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// Network namespaces on bridges, gone when dropped.
 struct Net {

@@ -117,7 +117,9 @@ impl Pxe {
         let mut number = 2;
         while let Some(guest) = self.guests.get(&name) {
             if guest.address == address && is_gone(&name) {
-                return Ok(Identity { name, index: guest.index, group: None });
+                let identity = Identity { name, index: guest.index, group: None };
+                self.returning.insert(session, identity.clone());
+                return Ok(identity);
             }
             name = format!("{wanted}-{number}");
             number += 1;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub const SIZE: usize = 40;
 pub const STREAM: u64 = 4;
 /// No deployment here may take longer.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// What a shell script prints; it must succeed within 30 s.
 pub fn sh(script: &str) -> String {
@@ -71,11 +71,23 @@ impl Program {
         let end = Instant::now() + LIMIT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                // The reading thread may still have a line.
+                std::thread::sleep(Duration::from_millis(50));
                 return status.code().unwrap_or(-1);
             }
             assert!(Instant::now() < end, "no end:\n{told}\n{}", self.text());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Its exit status.
+    pub fn exit(&mut self) -> i32 {
+        self.end("")
+    }
+
+    /// How many threads it has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.child.id())).map_or(0, Iterator::count)
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
