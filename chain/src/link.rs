@@ -49,8 +49,8 @@ pub fn prepare(stream: &TcpStream) -> Result<(), Error> {
     Ok(())
 }
 
-/// Connects a data socket. Its receive buffer has its size before the handshake: what it is then limits the window that is
-/// ever offered, and waiting for whole chunks in a smaller window would stop the sender each time.
+/// Connects a data socket. Its receive buffer has its size before the handshake, since what it is then limits the window
+/// that is ever offered.
 fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_recv_buffer_size(SOCKET_BUFFER)?;

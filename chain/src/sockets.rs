@@ -9,7 +9,6 @@ use crate::link::{self, LinkId};
 use crate::noise::link::LinkSession;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// The connection to the parent.
@@ -22,8 +21,6 @@ pub(crate) struct Parent {
     body: Option<(Header, Buffer)>,
     session: Box<LinkSession>,
     out: Vec<u8>,
-    /// How many bytes must have come before `poll` says so.
-    low_water: usize,
 }
 
 fn closed() -> Error {
@@ -32,7 +29,7 @@ fn closed() -> Error {
 
 impl Parent {
     pub(crate) fn new(link: LinkId, stream: TcpStream, session: Box<LinkSession>) -> Self {
-        Self { link, stream, header: [0; HEADER], got: 0, body: None, session, out: Vec::new(), low_water: 1 }
+        Self { link, stream, header: [0; HEADER], got: 0, body: None, session, out: Vec::new() }
     }
 
     /// The next whole chunk; none when the rest of it has not come yet.
@@ -51,10 +48,7 @@ impl Parent {
                 Ok(0) if self.got > 0 || self.body.is_some() => return Err(Error::Truncated),
                 Ok(0) => return Err(closed()),
                 Ok(n) => self.got += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait_for_the_rest()?;
-                    return Ok(None);
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Error::io("reading from the parent")(e)),
             }
@@ -69,17 +63,6 @@ impl Parent {
             }
             self.begin_body(pool)?;
         }
-    }
-
-    /// Nothing can be done with a part of a chunk: waking up for each packet would cost more than all the rest.
-    fn wait_for_the_rest(&mut self) -> Result<(), Error> {
-        let rest = self.body.as_ref().map_or(HEADER, |(_, body)| body.len()) - self.got;
-        if rest != self.low_water {
-            ka_sys::net::set_receive_low_water(self.stream.as_fd(), rest)
-                .map_err(Error::io("setting the parent socket's low-water mark"))?;
-            self.low_water = rest;
-        }
-        Ok(())
     }
 
     /// When a header is whole, its body is next.

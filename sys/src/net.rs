@@ -1,5 +1,5 @@
 //! Raw packets on one network interface (AF_PACKET), for talking DHCP before the interface has an address, and UDP
-//! sockets that are tied to an interface, and one option of TCP sockets. Links, addresses and routes are set over netlink, which needs no `unsafe` and
+//! sockets that are tied to an interface. Links, addresses and routes are set over netlink, which needs no `unsafe` and
 //! stands in the agent.
 
 use nix::libc;
@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddrV4, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// The broadcast address of Ethernet.
@@ -185,27 +185,6 @@ pub fn udp_on(interface: &str, local: SocketAddrV4) -> io::Result<UdpSocket> {
     )?;
     socket.set_broadcast(true)?;
     Ok(socket)
-}
-
-/// Sets SO_RCVLOWAT: a TCP socket is reported readable when so many bytes have come (or its end). The kernel lifts this
-/// when its receive buffer is full before.
-///
-/// # Errors
-/// When it is not a socket.
-#[allow(unsafe_code)]
-pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
-    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    // SAFETY: the option value points to an int that lives through the call, and its size is given.
-    let status = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const bytes).cast(),
-            socklen::<libc::c_int>(),
-        )
-    };
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
