@@ -72,7 +72,7 @@ impl Feeder {
     ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
-        let pool = Pool::big((threads * 4 + 16) * (CHUNK + TAG));
+        let pool = Pool::new((threads * 4 + 16) * (CHUNK + TAG));
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));

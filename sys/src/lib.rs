@@ -1,9 +1,8 @@
-//! The only crate of Ka with `unsafe`: ioctls, signals, mounts, modules, advice about memory, network sockets that rustix and nix do not wrap
+//! The only crate of Ka with `unsafe`: ioctls, signals, mounts, modules, network sockets that rustix and nix do not wrap
 //! safely. Each file is one kernel interface; each `unsafe` block says why it is sound.
 
 pub mod block;
 pub mod ifaddr;
-pub mod memory;
 pub mod modules;
 pub mod mount;
 pub mod net;

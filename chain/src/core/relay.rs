@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// New chunks that are acknowledged at once. Few: what is acknowledged soon leaves the windows above soon, and buffers that
 /// come back soon are still in the cache.
-const QUANTUM: u64 = 2;
+const QUANTUM: u64 = 4;
 /// Something changed: an acknowledgement is sent after this time at the latest.
 const SOON: Duration = Duration::from_millis(50);
 /// Nothing changed: it is said again after this time, so that the parent sees that the child lives.
