@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// New chunks that are acknowledged at once. Few: what is acknowledged soon leaves the windows above soon, and buffers that
-/// come back soon are still in the cache.
+/// come back soon are still in the cache; but each costs some 40 us at both ends together. Measured (8 receivers,
+/// unshaped, CPU-s/GB): 2 chunks 1.05, 4 0.98, 8 1.01 to 1.15, 32 1.11 to 1.27.
 const QUANTUM: u64 = 4;
 /// Something changed: an acknowledgement is sent after this time at the latest.
 const SOON: Duration = Duration::from_millis(50);
@@ -412,8 +413,10 @@ impl Relay {
     }
 
     fn much_is_new(&self) -> bool {
+        // In a small window sooner still: it must not fill while words wait.
+        let quantum = QUANTUM.min((self.limits.window / CHUNK / 16).max(1) as u64);
         let said = self.said.1.held.first().map_or(0, |(_, to)| *to);
-        self.end() >= said + QUANTUM
+        self.end() >= said + quantum
     }
 
     fn acknowledgement(&self) -> Acknowledgement {
@@ -637,5 +640,19 @@ mod tests {
         says(&mut relay, 2, &[(3, 1)]);
         assert_eq!(relay.acknowledge(Time::from_millis(1020)), None);
         assert!(relay.acknowledge(Time::from_millis(1051)).is_some());
+    }
+
+    #[test]
+    fn what_is_acknowledged_at_once_depends_on_the_window() {
+        for (window, quantum) in [(8, 1), (32, 2), (64, QUANTUM), (256, QUANTUM)] {
+            let limits = Limits { survive: 2, window: window * CHUNK, history: 0 };
+            let mut relay = Relay::new(NodeId(1), limits, false);
+            for _ in 1..quantum {
+                relay.pushed(10, false);
+                assert_eq!(relay.acknowledge(Time::from_millis(49)), None, "{window}");
+            }
+            relay.pushed(10, false);
+            assert!(relay.acknowledge(Time::from_millis(49)).is_some(), "{window}");
+        }
     }
 }
