@@ -17,6 +17,8 @@ use crate::sign::PublicKey;
 use crate::store::{Cursor, Store};
 use crate::stream::{EndRecord, StreamReader};
 use crate::{CHUNK, Error};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -27,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How soon a greeting that waits for its order sees that it has to leave.
 const LOOK: Duration = Duration::from_millis(50);
+/// How soon the thread that accepts children sees that the node was stopped.
+const STOPPED: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Bytes of free buffers that are kept: enough for what a window shrinks and grows by from moment to moment.
 const SPARE: usize = 32 * CHUNK;
@@ -425,7 +429,12 @@ fn accept_loop(listener: &TcpListener, handle: &Handle) {
                 Err(e) => handle.0.entrance.refusals.refuse(from, Refusal::of_io(&e), &e.to_string()),
             },
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(20));
+                let mut fds = [PollFd::new(listener, PollFlags::IN)];
+                if let Err(e) = poll(&mut fds, Some(&STOPPED)) {
+                    // A signal, or no memory: without the pause this would spin.
+                    log::debug!("waiting for children: {e}");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
             Err(e) => {
                 if let Some(more) = handle.0.entrance.refusals.count(Refusal::Crowded) {
