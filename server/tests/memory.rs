@@ -51,8 +51,10 @@ fn held_up(blocked: usize, makes: &[&str], pieces: u64, options: &[&str]) {
     }
     let window = window();
     let mut lab = Lab::network(NODES);
-    let (piece, count, go) =
-        (lab.stream.clone(), lab.folder.path().join("count"), lab.folder.path().join("go"));
+    let (piece, count, hold) =
+        (lab.stream.clone(), lab.folder.path().join("count"), lab.folder.path().join("hold"));
+    // The blocked disk waits until it is gone, as it is too when this test fails.
+    std::fs::write(&hold, "").unwrap();
     let each: Vec<&str> = makes.iter().copied().cycle().take(PIECE as usize).collect();
     sh(&format!("({}) > {}", each.join("; "), piece.display()));
     assert_eq!(std::fs::metadata(&piece).unwrap().len(), PIECE << 20);
@@ -66,7 +68,7 @@ fn held_up(blocked: usize, makes: &[&str], pieces: u64, options: &[&str]) {
     for n in 1..=NODES {
         let sum = lab.sum_of(n);
         let sink =
-            format!("while [ ! -e {} ]; do sleep 0.1; done; sha256sum > {}", go.display(), sum.display());
+            format!("while [ -e {} ]; do sleep 0.1; done; sha256sum > {}", hold.display(), sum.display());
         lab.start_node(n, (n == blocked).then_some(&sink));
     }
     lab.server.as_ref().unwrap().wait_for("starting with");
@@ -91,7 +93,7 @@ fn held_up(blocked: usize, makes: &[&str], pieces: u64, options: &[&str]) {
         assert!(now >= window, "n{n} holds {} only\n{text}", mib(now));
     }
     let blocked_at = last * PIECE;
-    std::fs::write(&go, "").unwrap();
+    std::fs::remove_file(&hold).unwrap();
 
     // Until each has ended: what it takes to catch up counts too.
     let pids: BTreeMap<usize, u32> = (1..=NODES).map(|n| (n, lab.nodes[n - 1].child.id())).collect();
