@@ -15,6 +15,7 @@ use ka_chain::node::Report;
 use ka_chain::seal;
 use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
+use ka_sys::speed::Speed;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -162,6 +163,8 @@ pub struct Deployment {
     next_release: Time,
     /// How long each brake has held the chain up.
     pub held_up: BTreeMap<Held, Duration>,
+    /// How fast the golden node's own interfaces are.
+    pub speeds: Vec<Speed>,
     /// Waves that have begun.
     pub waves: u32,
     /// Chunks that nodes refused.
@@ -192,6 +195,7 @@ impl Deployment {
             releasing: VecDeque::new(),
             next_release: Time::ZERO,
             held_up: BTreeMap::new(),
+            speeds: Vec::new(),
             waves: 0,
             damaged: 0,
             started: None,
