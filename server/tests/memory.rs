@@ -15,7 +15,7 @@ const NODES: usize = 3;
 /// What an agent may take beside its window.
 const BESIDE: u64 = 32 << 20;
 /// MiB that the source writes at once.
-const PIECE: u64 = 8;
+const PIECE: usize = 8;
 /// The source is held back when it has written nothing for so long.
 const HELD: Duration = Duration::from_secs(3);
 
@@ -55,9 +55,9 @@ fn held_up(blocked: usize, makes: &[&str], pieces: u64, options: &[&str]) {
         (lab.stream.clone(), lab.folder.path().join("count"), lab.folder.path().join("hold"));
     // The blocked disk waits until it is gone, as it is too when this test fails.
     std::fs::write(&hold, "").unwrap();
-    let each: Vec<&str> = makes.iter().copied().cycle().take(PIECE as usize).collect();
+    let each: Vec<&str> = makes.iter().copied().cycle().take(PIECE).collect();
     sh(&format!("({}) > {}", each.join("; "), piece.display()));
-    assert_eq!(std::fs::metadata(&piece).unwrap().len(), PIECE << 20);
+    assert_eq!(std::fs::metadata(&piece).unwrap().len(), (PIECE << 20) as u64);
     let stream = |after: &str| format!("for i in $(seq {pieces}); do cat {}; {after} done", piece.display());
     lab.sum = sh(&format!("({}) | sha256sum", stream("")));
     let source = stream(&format!("echo $i > {};", count.display()));
@@ -92,7 +92,7 @@ fn held_up(blocked: usize, makes: &[&str], pieces: u64, options: &[&str]) {
         let now = memory(lab.nodes[n - 1].child.id(), "VmRSS").unwrap();
         assert!(now >= window, "n{n} holds {} only\n{text}", mib(now));
     }
-    let blocked_at = last * PIECE;
+    let blocked_at = last * PIECE as u64;
     std::fs::remove_file(&hold).unwrap();
 
     // Until each has ended: what it takes to catch up counts too.
