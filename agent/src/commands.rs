@@ -169,7 +169,7 @@ fn receive(args: &Receive) -> Result<Exit> {
                 data_port: port,
                 addresses: addresses()?,
                 memory,
-                facts: Vec::new(),
+                facts: install::link_facts(),
             })
         };
         Session::open(&args.server, &trust, patience, register).map(Arc::new)

@@ -14,6 +14,7 @@ use crate::trust::Trust;
 use anyhow::{Context, Result, bail};
 use ka_chain::control::{Purpose, Registration, ToServer};
 use ka_layout::order::{Firmware, InstallOrder};
+use ka_sys::speed::{Speed, speeds};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -300,8 +301,14 @@ pub fn registration(machine: &Machine, data_port: u16) -> Result<Registration> {
         data_port,
         addresses: addresses()?,
         memory: machine.memory,
-        facts: machine.facts.clone(),
+        facts: [machine.facts.clone(), link_facts()].concat(),
     })
+}
+
+/// How fast this machine's network interfaces are.
+#[must_use]
+pub fn link_facts() -> Vec<(String, String)> {
+    speeds().iter().map(Speed::fact).collect()
 }
 
 /// The most memory that this process had, as the kernel says.

@@ -114,7 +114,12 @@ fn a_slow_cable_is_named() {
     let text = lab.everything();
     assert_eq!((code, &nodes[..]), (0, &[0; 3][..]), "{text}");
     lab.check_sums(3, &[]);
-    assert!(text.contains("brake: link from n1 to n2"), "{text}");
+    // Veth interfaces say 10 Gbit/s, whatever the cable lets through.
+    let speeds = "link from n1 to n2 (n1's e0: 10000 Mbit/s, n2's e0: 10000 Mbit/s)";
+    assert!(
+        text.contains(&format!("brake: {speeds}")) && text.contains(&format!("brakes: {speeds} ")),
+        "{text}"
+    );
 }
 
 #[test]

@@ -9,4 +9,5 @@ pub mod net;
 pub mod power;
 pub mod process;
 pub mod signals;
+pub mod speed;
 pub mod usage;

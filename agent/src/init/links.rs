@@ -42,7 +42,7 @@ impl Link {
     /// Megabits a second, where the driver says.
     #[must_use]
     pub fn speed(&self) -> Option<u32> {
-        read_trimmed(&self.sysfs("speed"))?.parse().ok()
+        ka_sys::speed::speed_of(&self.name)
     }
 }
 

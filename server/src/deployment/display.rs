@@ -164,13 +164,14 @@ fn brakes(deployment: &Deployment) -> Vec<(&Held, Duration)> {
 /// The longest of [`brakes`], for people; nothing when none was seen for a second.
 fn brakes_line(deployment: &Deployment) -> Option<String> {
     let long = brakes(deployment).into_iter().filter(|(_, time)| time.as_secs() > 0).take(BRAKES);
-    let long: Vec<String> = long.map(|(held, time)| format!("{held} {}", show_time(time))).collect();
+    let long: Vec<String> =
+        long.map(|(held, time)| format!("{} {}", deployment.describe(held), show_time(time))).collect();
     (!long.is_empty()).then(|| format!("\nbrakes: {}", long.join(", ")))
 }
 
 fn brakes_json(deployment: &Deployment) -> serde_json::Value {
     let each = brakes(deployment).into_iter().map(|(held, time)| {
-        let mut value = held.to_json();
+        let mut value = deployment.describe_json(held);
         value["seconds"] = json!(time.as_secs_f64());
         value
     });
@@ -209,7 +210,9 @@ fn one_line(deployment: &Deployment, plain: u64, total: u64, rate: u64) -> Strin
         );
     }
     let sent = format!("sent {} ({}%)", show_size(plain), percent(plain, total));
-    let brake = deployment.brake().map_or_else(String::new, |held| format!(", brake: {held}"));
+    let brake = deployment
+        .brake()
+        .map_or_else(String::new, |held| format!(", brake: {}", deployment.describe(&held)));
     format!("{sent}, slowest node {}/s{brake}: {}", show_size(rate), steps.join(", "))
 }
 
@@ -249,6 +252,6 @@ fn progress_json(deployment: &Deployment, plain: u64, total: u64) -> serde_json:
         .collect();
     json!({
         "event": "progress", "version": 1, "sent_bytes": plain, "total_bytes": total, "nodes": nodes,
-        "brake": deployment.brake().map(|held| held.to_json()),
+        "brake": deployment.brake().map(|held| deployment.describe_json(&held)),
     })
 }

@@ -130,6 +130,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         summary: None,
         connections: BTreeMap::new(),
     };
+    run.deployment.speeds = ka_sys::speed::speeds();
     let ended = run.until_over(&incoming, &mut display, interrupted, deadline);
     let exit = run.finish(&mut display, ended)?;
     if matches!(exit, Exit::Done | Exit::SomeNodesFailed) {

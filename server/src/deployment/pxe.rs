@@ -71,7 +71,16 @@ impl Pxe {
                 Some((service, events))
             }
         };
-        Ok(Self {
+        Ok(Self::new(states, listed_only, service))
+    }
+
+    /// Without a service the names and states alone.
+    pub(super) fn new(
+        states: Arc<NodeStates>,
+        listed_only: bool,
+        service: Option<(BootService, Receiver<BootEvent>)>,
+    ) -> Self {
+        Self {
             states,
             listed_only,
             service,
@@ -79,7 +88,7 @@ impl Pxe {
             owed: BTreeSet::new(),
             guests: BTreeMap::new(),
             returning: BTreeMap::new(),
-        })
+        }
     }
 
     /// What a node is called: by its MAC address, or, for those that only receive, the name that they ask for.

@@ -15,6 +15,7 @@ use ka_chain::node::Report;
 use ka_chain::seal;
 use ka_chain::sign::Signer;
 use ka_chain::stream::EndRecord;
+use ka_sys::speed::Speed;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -162,6 +163,8 @@ pub struct Deployment {
     next_release: Time,
     /// How long each brake has held the chain up.
     pub held_up: BTreeMap<Held, Duration>,
+    /// How fast the golden node's own interfaces are.
+    pub speeds: Vec<Speed>,
     /// Waves that have begun.
     pub waves: u32,
     /// Chunks that nodes refused.
@@ -192,6 +195,7 @@ impl Deployment {
             releasing: VecDeque::new(),
             next_release: Time::ZERO,
             held_up: BTreeMap::new(),
+            speeds: Vec::new(),
             waves: 0,
             damaged: 0,
             started: None,
@@ -588,25 +592,28 @@ impl Deployment {
         }
     }
 
-    /// A connection is gone. While its wave runs the node is dead; before the node may come again; later it has failed.
+    /// A connection is gone. While its wave runs the node is dead; before its first it is forgotten until it comes again;
+    /// between two waves and later it has failed.
     pub fn closed(&mut self, connection: ConnectionId, why: &str, now: Instant) -> Vec<Action> {
         self.claims.closed(connection);
         let lost = self.now;
         let Some(node) = self.connections.get(&connection).and_then(|name| self.nodes.get_mut(name)) else {
             return Vec::new();
         };
+        let waits = matches!(node.status, Status::Preparing | Status::Ready);
+        // One that was in a wave already is owed an end, and its waves are counted on when it comes again.
+        let unknown = waits && node.tries == 0;
         node.connected = false;
-        if node.status == Status::Running {
+        if !node.is_final() {
             node.lost = Some(lost);
         }
         let (name, step, known) = (node.name.clone(), node.step.clone(), node.is_final());
-        let waited = matches!(node.status, Status::Preparing | Status::Ready);
         let why = format!("the connection was lost: {why}");
         let mut actions = Vec::new();
         let id = self.current.as_ref().and_then(|current| current.ids.get(&name)).copied();
         // Also one that has failed is a relay whose children need another parent.
         actions.extend(self.in_wave(id, now, |core, id| core.gone(id, &why)));
-        if !known && waited {
+        if unknown {
             actions.push(Action::Say(format!("{name} went away: {why}")));
             self.nodes.remove(&name);
         } else if !known {
@@ -759,3 +766,6 @@ pub fn installs(registration: &Registration) -> bool {
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod returning_tests;

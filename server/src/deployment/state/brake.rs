@@ -8,11 +8,17 @@ use ka_chain::core::waits::Waits;
 use ka_chain::core::wave;
 use ka_chain::core::{HEAD, NodeId, Time};
 use ka_cli::units::{show_size, show_time};
+use ka_sys::speed::Speed;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// How often the verdict is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Interfaces shown of one end of a link.
+const INTERFACES: usize = 4;
+/// The head's name.
+const SERVER: &str = "the server";
 
 /// A brake, by the names of the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,13 +95,55 @@ impl Deployment {
     fn named(&self, brake: Brake) -> Option<Held> {
         let names = &self.current.as_ref()?.names;
         let name = |id: NodeId| {
-            if id == HEAD { Some("the server".to_owned()) } else { names.get(&id).cloned() }
+            if id == HEAD { Some(SERVER.to_owned()) } else { names.get(&id).cloned() }
         };
         Some(match brake {
             Brake::Server => Held::Server,
             Brake::Disk(node) => Held::Disk(name(node)?),
             Brake::Link(from, to) => Held::Link(name(from)?, name(to)?),
         })
+    }
+
+    /// The interfaces at both ends of a link whose speeds are known, each with its node: the upper end first. Which of
+    /// several the link goes over is not known here.
+    fn speeds(&self, held: &Held) -> Vec<(String, Speed)> {
+        let Held::Link(from, to) = held else { return Vec::new() };
+        let of = |name: &str| -> Vec<Speed> {
+            match self.nodes.get(name) {
+                Some(node) => {
+                    let facts = node.registration.facts.iter();
+                    facts.filter_map(|(name, value)| Speed::from_fact(name, value)).take(INTERFACES).collect()
+                }
+                None if name == SERVER => self.speeds.iter().take(INTERFACES).cloned().collect(),
+                None => Vec::new(),
+            }
+        };
+        [from, to]
+            .into_iter()
+            .flat_map(|name| of(name).into_iter().map(|speed| (name.clone(), speed)))
+            .collect()
+    }
+
+    /// A brake in words; a link with the speeds of the interfaces at its ends.
+    #[must_use]
+    pub fn describe(&self, held: &Held) -> String {
+        let speeds = self.speeds(held);
+        let speeds: Vec<String> = speeds.iter().map(|(node, speed)| format!("{node}'s {speed}")).collect();
+        if speeds.is_empty() { held.to_string() } else { format!("{held} ({})", speeds.join(", ")) }
+    }
+
+    /// The same for the JSON lines; speeds are megabits a second.
+    #[must_use]
+    pub fn describe_json(&self, held: &Held) -> Value {
+        let mut value = held.to_json();
+        if matches!(held, Held::Link(..)) {
+            let speeds = self.speeds(held);
+            let each = speeds.iter().map(|(node, speed)| {
+                json!({"node": node, "interface": speed.interface, "mbit_per_s": speed.megabits})
+            });
+            value["speeds"] = each.collect();
+        }
+        value
     }
 
     /// Looks at the brake, and plans the removal of a node that is too slow.
@@ -121,7 +169,7 @@ impl Deployment {
             *self.held_up.entry(held).or_default() += since;
         }
         let (limit, id) = slow?;
-        let held = self.named(brake?)?;
+        let held = self.describe(&self.named(brake?)?);
         let current = self.current.as_mut()?;
         let node = self.nodes.get(current.names.get(&id)?)?;
         // In its last wave a slow node is better than none.

@@ -124,6 +124,44 @@ fn the_brake_is_named_while_it_brakes_and_added_up() {
 }
 
 #[test]
+fn a_link_is_named_with_the_speeds_of_the_interfaces_at_its_ends() {
+    let mut slowed = Slowed::new(2, None, 2);
+    let d = &mut slowed.lab.d;
+    let link = |from: &str, to: &str| Held::Link(from.to_owned(), to.to_owned());
+    assert_eq!(d.describe(&link("n1", "n2")), "link from n1 to n2");
+    let fact = |interface: &str, megabits| Speed { interface: interface.to_owned(), megabits }.fact();
+    let facts = |d: &mut Deployment, name: &str, facts: Vec<(String, String)>| {
+        d.nodes.get_mut(name).unwrap().registration.facts = facts;
+    };
+    facts(d, "n2", vec![("serial".to_owned(), "7".to_owned()), fact("eth0", 100)]);
+    d.speeds = vec![Speed { interface: "eno1".to_owned(), megabits: 25_000 }];
+    assert_eq!(d.describe(&link("n1", "n2")), "link from n1 to n2 (n2's eth0: 100 Mbit/s)");
+    facts(d, "n1", vec![fact("eth0", 1000), fact("eth1", 10_000)]);
+    assert_eq!(
+        d.describe(&link("n1", "n2")),
+        "link from n1 to n2 (n1's eth0: 1000 Mbit/s, n1's eth1: 10000 Mbit/s, n2's eth0: 100 Mbit/s)"
+    );
+    let first = link("the server", "n2");
+    assert_eq!(
+        d.describe(&first),
+        "link from the server to n2 (the server's eno1: 25000 Mbit/s, n2's eth0: 100 Mbit/s)"
+    );
+    assert_eq!(
+        d.describe_json(&first),
+        json!({"kind": "link", "from": "the server", "to": "n2", "speeds": [
+            {"node": "the server", "interface": "eno1", "mbit_per_s": 25_000},
+            {"node": "n2", "interface": "eth0", "mbit_per_s": 100},
+        ]})
+    );
+    // Others have none.
+    let disk = Held::Disk("n2".to_owned());
+    assert_eq!((d.describe(&disk), d.describe_json(&disk)), ("disk of n2".to_owned(), disk.to_json()));
+    // A node may say what it likes, but not for pages.
+    facts(d, "n2", (0..900).map(|n| fact(&format!("e{n}"), 10)).collect());
+    assert_eq!(d.describe(&first).matches("n2's ").count(), INTERFACES);
+}
+
+#[test]
 fn a_slow_disk_is_moved_to_the_next_wave_after_the_grace() {
     let mut slowed = Slowed::new(4, limit(), 2);
     let out = slowed.pass(40, 999, disk_of(2));
