@@ -289,8 +289,9 @@ mod tests {
         lab.pass(10, |_| Holds::Wire);
         assert_eq!(lab.chooser.level(), Zstd(9));
         lab.busy = 1000;
-        assert_eq!(lab.pass(3, |_| Holds::Server), [(10, Zstd(3))]);
-        assert_eq!(lab.pass(3, |_| Holds::Server), [(13, Zstd(1))]);
+        // As soon as they were busy for half of the last 3 s.
+        assert_eq!(lab.pass(2, |_| Holds::Server), [(11, Zstd(3))]);
+        assert_eq!(lab.pass(3, |_| Holds::Server), [(14, Zstd(1))]);
     }
 
     #[test]
