@@ -10,7 +10,7 @@
 
 use crate::Error;
 use crate::buffer::{Buffer, Pool};
-use crate::chunk::{Header, Kind, Sealed};
+use crate::chunk::{Header, Kind};
 use crate::seal::Seal;
 use crate::store::{Cursor, Taken};
 use std::collections::VecDeque;
@@ -188,14 +188,15 @@ impl Ahead {
         let Some((header, state)) = self.queue.pop_front() else {
             let Some(chunk) = self.cursor.take()? else { return Ok(None) };
             let header = chunk.0.header;
-            if is_work(&chunk.0) {
+            if is_work(&header) {
                 // Those behind it are begun by others before this one is done here.
                 self.look_ahead()?;
             }
             self.cursor.consumed(header.number)?;
             return Ok(Some((header, self.opener.open(chunk)?)));
         };
-        if self.queue.len() <= self.threads {
+        let work = is_work(&header) || self.queue.iter().any(|(header, _)| is_work(header));
+        if work && self.queue.len() <= self.threads {
             self.look_ahead()?;
         }
         let bytes = match state {
@@ -215,7 +216,7 @@ impl Ahead {
             let Some(chunk) = self.cursor.try_take()? else { break };
             let header = chunk.0.header;
             // The threads are awake: they also open what nobody kept an opened copy of.
-            let state = if (is_work(&chunk.0) || chunk.1.is_none()) && self.has_workers() {
+            let state = if (is_work(&header) || chunk.1.is_none()) && self.has_workers() {
                 let (done, receiver) = sync_channel(1);
                 self.jobs.push(Job { chunk, done });
                 State::Handed(receiver)
@@ -284,8 +285,8 @@ impl Drop for Ahead {
 }
 
 /// Whether a thread of its own is worth it.
-fn is_work(chunk: &Sealed) -> bool {
-    chunk.header.kind == Kind::Data && chunk.header.compressed
+fn is_work(header: &Header) -> bool {
+    header.kind == Kind::Data && header.compressed
 }
 
 #[cfg(test)]
@@ -368,6 +369,16 @@ mod tests {
         for _ in 0..40 {
             assert!(ahead.next().unwrap().is_some());
             assert!(ahead.queue.is_empty() && ahead.workers.is_empty());
+        }
+        // After some that are compressed it is soon so again.
+        (0..9).for_each(|_| lab.packed(CHUNK));
+        (0..40).for_each(|_| lab.plain());
+        for _ in 0..9 + ahead.depth() {
+            assert!(ahead.next().unwrap().is_some());
+        }
+        for _ in ahead.depth()..40 {
+            assert!(ahead.queue.is_empty());
+            assert!(ahead.next().unwrap().is_some());
         }
     }
 
