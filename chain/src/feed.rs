@@ -4,16 +4,18 @@
 
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Kind, Sealed, TAG};
+use crate::core::level::{Chooser, Level, Work};
 use crate::seal::{Seal, Wave};
 use crate::sign::{self, GROUP, Hash, Signer};
 use crate::store::Store;
 use crate::stream::{EndRecord, Part, Tally};
 use crate::{CHUNK, Error};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How chunks are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,76 @@ pub enum Compression {
     Off,
     /// With zstd at this level (1 to 19).
     Level(i32),
+    /// As [`crate::core::level`] chooses, over [`Feeder::dial`].
+    Auto,
+}
+
+/// What the compressing threads share with whoever chooses their level.
+#[derive(Debug)]
+pub struct Dial {
+    level: AtomicI32,
+    threads: u32,
+    /// Nanoseconds.
+    time: AtomicU64,
+    plain: AtomicU64,
+    packed: AtomicU64,
+}
+
+/// Stands for [`Level::Plain`]; zstd has no such level.
+const PLAIN: i32 = i32::MIN;
+
+impl Dial {
+    fn new(compression: Compression, threads: usize) -> Self {
+        let dial = Self {
+            level: AtomicI32::new(PLAIN),
+            threads: u32::try_from(threads).unwrap_or(u32::MAX),
+            time: AtomicU64::new(0),
+            plain: AtomicU64::new(0),
+            packed: AtomicU64::new(0),
+        };
+        dial.set(match compression {
+            Compression::Off => Level::Plain,
+            Compression::Level(level) => Level::Zstd(level),
+            Compression::Auto => Chooser::FIRST,
+        });
+        dial
+    }
+
+    /// Chunks that are begun from now on are compressed like this.
+    pub fn set(&self, level: Level) {
+        let level = match level {
+            Level::Plain => PLAIN,
+            Level::Zstd(level) => level,
+        };
+        self.level.store(level, Ordering::Relaxed);
+    }
+
+    /// How chunks are compressed.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        match self.level.load(Ordering::Relaxed) {
+            PLAIN => Level::Plain,
+            level => Level::Zstd(level),
+        }
+    }
+
+    /// What the threads have done so far.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        Work {
+            threads: self.threads,
+            time: Duration::from_nanos(self.time.load(Ordering::Relaxed)),
+            plain: self.plain.load(Ordering::Relaxed),
+            packed: self.packed.load(Ordering::Relaxed),
+        }
+    }
+
+    fn worked(&self, since: Instant, plain: usize, packed: usize) {
+        let time = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.time.fetch_add(time, Ordering::Relaxed);
+        self.plain.fetch_add(plain as u64, Ordering::Relaxed);
+        self.packed.fetch_add(packed as u64, Ordering::Relaxed);
+    }
 }
 
 /// After so many chunks in a row that did not shrink, only every sixteenth is tried.
@@ -51,6 +123,7 @@ pub struct Feeder {
     /// Chunks since the last list.
     grouped: usize,
     plain: Arc<AtomicU64>,
+    dial: Arc<Dial>,
     finished: bool,
 }
 
@@ -76,12 +149,13 @@ impl Feeder {
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));
+        let dial = Arc::new(Dial::new(compression, threads));
         let signs = signer.is_some();
         let workers = (0..threads)
             .map(|_| {
-                let (queue, seal, pool, stubborn) =
-                    (Arc::clone(&queue), Arc::clone(&seal), pool.clone(), Arc::clone(&stubborn));
-                std::thread::spawn(move || work(&queue, &seal, &pool, &stubborn, compression, signs))
+                let (seal, stubborn, dial) = (Arc::clone(&seal), Arc::clone(&stubborn), Arc::clone(&dial));
+                let (queue, pool) = (Arc::clone(&queue), pool.clone());
+                std::thread::spawn(move || work(&queue, &seal, &pool, &stubborn, &dial, signs))
             })
             .collect();
         let (order, ordered) = sync_channel(threads * 2);
@@ -107,6 +181,7 @@ impl Feeder {
             next: 0,
             grouped: 0,
             plain: Arc::default(),
+            dial,
             finished: false,
         }
     }
@@ -115,6 +190,12 @@ impl Feeder {
     #[must_use]
     pub fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.plain)
+    }
+
+    /// Where the level is chosen, while the stream flows.
+    #[must_use]
+    pub fn dial(&self) -> Arc<Dial> {
+        Arc::clone(&self.dial)
     }
 
     /// Begins a part.
@@ -233,29 +314,41 @@ impl Drop for Feeder {
     }
 }
 
+/// A thread's compressor, at the level in force when it was last wanted.
+#[derive(Default)]
+struct Packer(Option<(i32, Option<zstd::bulk::Compressor<'static>>)>);
+
+impl Packer {
+    /// None when nothing is compressed.
+    fn at(&mut self, level: Level) -> Option<&mut zstd::bulk::Compressor<'static>> {
+        let Level::Zstd(level) = level else { return None };
+        if self.0.as_ref().is_none_or(|(known, _)| *known != level) {
+            let compressor = zstd::bulk::Compressor::new(level)
+                .inspect_err(|e| log::warn!("setting up zstd at level {level}: {e}; chunks go uncompressed"));
+            self.0 = Some((level, compressor.ok()));
+        }
+        self.0.as_mut()?.1.as_mut()
+    }
+}
+
 fn work(
     queue: &Mutex<Receiver<Job>>,
     seal: &Seal,
     pool: &Pool,
     stubborn: &AtomicU32,
-    compression: Compression,
+    dial: &Dial,
     signs: bool,
 ) {
-    let mut compressor = match compression {
-        Compression::Off => None,
-        Compression::Level(level) => zstd::bulk::Compressor::new(level)
-            .inspect_err(|e| log::warn!("setting up zstd at level {level}: {e}; chunks go uncompressed"))
-            .ok(),
-    };
+    let mut packer = Packer::default();
     let mut packed = pool.take_sized(CHUNK);
     loop {
         // The lock is held while waiting for a job; the other workers then wait for the lock instead of the channel.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { kind, number, plain, done }) = job else { return };
-        let len = plain.len();
+        let (begun, len) = (Instant::now(), plain.len());
         let tries = stubborn.load(Ordering::Relaxed) < PATIENCE || number.is_multiple_of(16);
         let mut payload = None;
-        if let (Kind::Data, true, Some(compressor)) = (kind, tries, compressor.as_mut()) {
+        if let (Kind::Data, true, Some(compressor)) = (kind, tries, packer.at(dial.level())) {
             match compressor.compress_to_buffer(&plain[..], &mut packed[..len]) {
                 // Shrinking by less than a sixty-fourth is not worth the node's time.
                 Ok(n) if n < len - len / 64 => {
@@ -272,10 +365,13 @@ fn work(
             }
         }
         let compressed = payload.is_some();
+        let packed_len = payload.as_ref().map_or(len, |payload| payload.len());
         let made = seal
             .seal(kind, number, compressed, len, payload.unwrap_or(plain))
             .map(|sealed| (signs.then(|| sign::hash(&sealed)), sealed))
             .map(|(hash, sealed)| (sealed, hash));
+        let counted = if kind == Kind::Data { (len, packed_len) } else { (0, 0) };
+        dial.worked(begun, counted.0, counted.1);
         // Nobody waits for it any more when the chain has stopped.
         if done.send(made).is_err() {
             return;
@@ -340,15 +436,26 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Read;
 
+    /// A byte that does not compress with its neighbours.
+    fn noise(i: u64) -> u8 {
+        let mixed = (i ^ (i >> 15)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) as u8
+    }
+
     fn part(name: &str) -> Part {
         Part { name: name.to_owned(), kind: PartKind::Tar }
     }
 
     fn pair(compression: Compression, signed: bool) -> (Feeder, StreamReader, Arc<Store>) {
+        pair_on(compression, signed, 2)
+    }
+
+    /// A reader on so many threads.
+    fn pair_on(compression: Compression, signed: bool, threads: usize) -> (Feeder, StreamReader, Arc<Store>) {
         let wave = Wave::new([3; 16], 1).unwrap();
         let store = Store::new().unwrap();
-        let reader =
-            StreamReader::new(Cursor::new(&store), Arc::new(Seal::new(&wave)), Pool::new(1 << 20)).unwrap();
+        let (seal, pool) = (Arc::new(Seal::new(&wave)), Pool::new(1 << 20));
+        let reader = StreamReader::with_threads(Cursor::new(&store), seal, pool, threads).unwrap();
         let signer = signed.then(|| Arc::new(Signer::new(&wave).unwrap()));
         let checker = signer.as_ref().map(|signer| Checker::new(signer.public(), &wave));
         let (moving, seal) = (Arc::clone(&store), Seal::new(&wave));
@@ -382,12 +489,18 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn parts_come_out_as_they_went_in(
-            sizes in proptest::collection::vec(0usize..3 * CHUNK, 0..4), level in 0i32..4, noise: bool, signed: bool
+            sizes in proptest::collection::vec(0usize..9 * CHUNK, 0..4), level in 0i32..4,
+            noisy in 0u64..16, signed: bool, threads in 1usize..=4
         ) {
-            let compression = if level == 0 { Compression::Off } else { Compression::Level(level) };
-            let (mut feeder, mut reader, _) = pair(compression, signed);
+            let compression = match level {
+                0 => Compression::Off,
+                3 => Compression::Auto,
+                level => Compression::Level(level),
+            };
+            let (mut feeder, mut reader, _) = pair_on(compression, signed, threads);
+            // Each bit of `noisy` says whether a chunk is noise: none, some in between, or all.
             let parts: Vec<Vec<u8>> = sizes.iter().map(|n| (0..*n as u64).map(|i|
-                if noise { (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u8 } else { (i / 1000) as u8 }).collect()).collect();
+                if noisy >> (i / CHUNK as u64 % 4) & 1 == 1 { noise(i) } else { (i / 1000) as u8 }).collect()).collect();
             let expected = parts.clone();
             let writing = std::thread::spawn(move || {
                 for (i, bytes) in parts.iter().enumerate() {
@@ -407,6 +520,39 @@ mod tests {
             prop_assert_eq!(record.bytes, expected.iter().map(Vec::len).sum::<usize>() as u64);
             prop_assert_eq!(record.parts as usize, expected.len());
         }
+    }
+
+    #[test]
+    fn a_stream_whose_level_changes_reads_back_right() {
+        let (mut feeder, mut reader, _) = pair(Compression::Auto, true);
+        let dial = feeder.dial();
+        assert_eq!(dial.level(), Level::Zstd(3));
+        let plain: Vec<u8> = (0..70 * CHUNK as u64).map(|i| noise(i) % 7 + (i / 90_000) as u8).collect();
+        let sent = plain.clone();
+        let writing = std::thread::spawn(move || {
+            feeder.begin_part(&part("/")).unwrap();
+            let levels = [Level::Zstd(3), Level::Plain, Level::Zstd(-5), Level::Zstd(9), Level::Zstd(1)];
+            let mut packed = Vec::new();
+            for (bytes, level) in sent.chunks(14 * CHUNK).zip(levels) {
+                feeder.dial().set(level);
+                feeder.write_all(bytes).unwrap();
+                packed.push(feeder.dial().work().packed);
+            }
+            feeder.finish().unwrap();
+            packed
+        });
+        assert_eq!(reader.next_part().unwrap(), Some(part("/")));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        assert!(read == plain);
+        assert_eq!(reader.next_part().unwrap(), None);
+        let packed = writing.join().unwrap();
+        let work = dial.work();
+        assert_eq!((work.threads, work.plain), (3, plain.len() as u64));
+        assert!(work.time > Duration::ZERO);
+        // The part that went plain is longer on the wire than any other, though the threads are a few chunks behind.
+        let each: Vec<u64> = packed.windows(2).map(|w| w[1] - w[0]).collect();
+        assert!(each[0] > each[1] && each[0] > each[2] && work.packed < work.plain, "{packed:?} {work:?}");
     }
 
     #[test]

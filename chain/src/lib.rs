@@ -9,6 +9,7 @@
 // Test data is made by cutting numbers down to bytes.
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))]
 
+mod ahead;
 pub mod buffer;
 pub mod chunk;
 pub mod control;

@@ -71,7 +71,7 @@ struct State {
     first: u64,
     chunks: VecDeque<Slot>,
     opened: usize,
-    /// The consumer's next chunk.
+    /// The next chunk that the consumer takes; it may take some before it consumes them.
     next: u64,
     waiting: bool,
     /// From the source, not yet seen by the relaying thread.
@@ -84,6 +84,27 @@ impl State {
     /// Chunks that the consumer has not taken.
     fn available(&self) -> u64 {
         (self.first + self.chunks.len() as u64).saturating_sub(self.next)
+    }
+
+    /// The consumer's next chunk, if it is there.
+    fn take(&mut self) -> Result<Option<Taken>, Error> {
+        // A stop counts even when chunks are left: whoever stops wants nobody to go on.
+        if let Some(reason) = &self.broken {
+            return Err(Error::Stopped(reason.clone()));
+        }
+        if self.available() == 0 {
+            return Ok(None);
+        }
+        let next = self.next;
+        let slot = next.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        let slot = slot
+            .and_then(|at| self.chunks.get_mut(at))
+            .ok_or_else(|| Error::Malformed(format!("chunk {next} has left the window")))?;
+        let sealed = Arc::clone(&slot.sealed);
+        let opened = slot.opened.take();
+        self.opened -= usize::from(opened.is_some());
+        self.next += 1;
+        Ok(Some((sealed, opened)))
     }
 }
 
@@ -101,6 +122,8 @@ pub struct Store {
     source: Condvar,
     consumed: AtomicU64,
     gone: AtomicBool,
+    /// Whether it was stopped; why, says the state.
+    halted: AtomicBool,
     /// The relaying thread reads nothing because the window is full.
     full: AtomicBool,
     /// For the relaying thread.
@@ -122,6 +145,7 @@ impl Store {
             source: Condvar::new(),
             consumed: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            halted: AtomicBool::new(false),
             full: AtomicBool::new(false),
             waker: Waker::new()?,
         }))
@@ -231,6 +255,7 @@ impl Store {
     /// Makes the source and the consumer fail from now on. The first reason stands.
     pub fn stop(&self, reason: &str) {
         self.lock().broken.get_or_insert_with(|| reason.to_owned());
+        self.halted.store(true, Ordering::SeqCst);
         self.consumer.notify_all();
         self.source.notify_all();
         self.waker.wake();
@@ -256,19 +281,15 @@ impl Cursor {
         Self { store: Arc::clone(store) }
     }
 
-    /// The next chunk, waiting for it; `None` after the last. It counts as consumed; the `Arc` keeps it alive.
+    /// The next chunk, waiting for it; `None` after the last. It stays in the window until [`Cursor::consumed`] counts it.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the store was stopped.
-    pub fn next_opened(&mut self) -> Result<Option<Taken>, Error> {
+    pub fn take(&mut self) -> Result<Option<Taken>, Error> {
         let mut state = self.store.lock();
         loop {
-            // A stop counts even when chunks are left: whoever stops wants nobody to go on.
-            if let Some(reason) = &state.broken {
-                return Err(Error::Stopped(reason.clone()));
-            }
-            if state.next < state.first + state.chunks.len() as u64 {
-                break;
+            if let Some(taken) = state.take()? {
+                return Ok(Some(taken));
             }
             if state.complete {
                 return Ok(None);
@@ -276,23 +297,32 @@ impl Cursor {
             state.waiting = true;
             state = self.store.consumer.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let next = state.next;
-        let at = usize::try_from(next - state.first)
-            .map_err(|_| Error::Malformed("the window is too long".into()))?;
-        let slot = state
-            .chunks
-            .get_mut(at)
-            .ok_or_else(|| Error::Malformed(format!("chunk {next} has left the window")))?;
-        let sealed = Arc::clone(&slot.sealed);
-        let opened = slot.opened.take();
-        state.opened -= usize::from(opened.is_some());
-        state.next += 1;
-        drop(state);
-        self.store.consumed.store(next + 1, Ordering::SeqCst);
+    }
+
+    /// The next chunk if it is there.
+    ///
+    /// # Errors
+    /// As [`Cursor::take`].
+    pub fn try_take(&mut self) -> Result<Option<Taken>, Error> {
+        self.store.lock().take()
+    }
+
+    /// A chunk that was taken, and all before it, count as consumed: they may leave the window.
+    ///
+    /// # Errors
+    /// As [`Cursor::take`].
+    pub fn consumed(&mut self, number: u64) -> Result<(), Error> {
+        // A stop counts even when chunks are left: whoever stops wants nobody to go on.
+        if self.store.halted.load(Ordering::SeqCst)
+            && let Some(reason) = self.store.stopped()
+        {
+            return Err(Error::Stopped(reason));
+        }
+        self.store.consumed.store(number + 1, Ordering::SeqCst);
         if self.store.full.load(Ordering::SeqCst) {
             self.store.waker.wake();
         }
-        Ok(Some((sealed, opened)))
+        Ok(())
     }
 }
 
@@ -321,8 +351,9 @@ mod tests {
         let mut cursor = Cursor::new(&store);
         let reading = std::thread::spawn(move || {
             let mut seen = Vec::new();
-            while let Some((chunk, _)) = cursor.next_opened().unwrap() {
+            while let Some((chunk, _)) = cursor.take().unwrap() {
                 seen.push(chunk.header.number);
+                cursor.consumed(chunk.header.number).unwrap();
             }
             seen
         });
@@ -352,7 +383,7 @@ mod tests {
         assert_eq!(store.take_incoming().unwrap().header.number, 0);
         std::thread::sleep(Duration::from_millis(50));
         let mut cursor = Cursor::new(&store);
-        let waiting = std::thread::spawn(move || cursor.next_opened().map(|_| ()));
+        let waiting = std::thread::spawn(move || cursor.take().map(|_| ()));
         std::thread::sleep(Duration::from_millis(20));
         store.stop("enough");
         assert_eq!(pushing.join().unwrap(), Some((5, "stopped: enough".to_owned())));

@@ -1,6 +1,7 @@
 //! The stream as its reader sees it: named parts one after the other, each a run of bytes, then a checked end record.
 //! There is no success without that record: a stream that merely stops is an error.
 
+use crate::ahead::{self, Ahead};
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{Kind, Sealed};
 use crate::seal::Seal;
@@ -98,10 +99,7 @@ pub fn check_end(bytes: &[u8], tally: &Tally) -> Result<EndRecord, Error> {
 
 /// The local consumer's side of a node: parts and their bytes, decompressed.
 pub struct StreamReader {
-    cursor: Cursor,
-    seal: Arc<Seal>,
-    pool: Pool,
-    decompressor: zstd::bulk::Decompressor<'static>,
+    ahead: Ahead,
     /// Plain bytes of the current data chunk, read up to `at`.
     plain: Buffer,
     at: usize,
@@ -121,23 +119,22 @@ impl std::fmt::Debug for StreamReader {
 }
 
 impl StreamReader {
-    /// A reader over what `cursor` gives.
+    /// A reader over what `cursor` gives, which decompresses on as many threads as there are processors, 4 at most.
     ///
     /// # Errors
     /// When zstd cannot be set up.
     pub fn new(cursor: Cursor, seal: Arc<Seal>, pool: Pool) -> Result<Self, Error> {
-        let decompressor = zstd::bulk::Decompressor::new().map_err(Error::io("setting up zstd"))?;
-        Ok(Self {
-            cursor,
-            seal,
-            plain: pool.take(0),
-            pool,
-            decompressor,
-            at: 0,
-            pending: None,
-            bytes: 0,
-            ended: false,
-        })
+        Self::with_threads(cursor, seal, pool, ahead::threads())
+    }
+
+    /// The same on so many threads, the reader's own among them: 1 to 4.
+    ///
+    /// # Errors
+    /// As [`StreamReader::new`].
+    pub fn with_threads(cursor: Cursor, seal: Arc<Seal>, pool: Pool, threads: usize) -> Result<Self, Error> {
+        let plain = pool.take(0);
+        let ahead = Ahead::new(cursor, seal, pool, threads)?;
+        Ok(Self { ahead, plain, at: 0, pending: None, bytes: 0, ended: false })
     }
 
     /// Goes to the next part, over what is left of this one. `None` at the end of the stream, after the end record.
@@ -162,34 +159,14 @@ impl StreamReader {
         if self.pending.is_some() || self.ended {
             return Ok(false);
         }
-        let Some((sealed, opened)) = self.cursor.next_opened()? else {
+        let Some((header, payload)) = self.ahead.next()? else {
             return Err(Error::Cut(self.bytes / CHUNK as u64, "no end record".to_owned()));
         };
-        let payload: Buffer = match opened {
-            Some(opened) => opened,
-            None => self.seal.open(&sealed, &self.pool)?,
-        };
-        match sealed.header.kind {
+        match header.kind {
             Kind::Data => {
-                let plain = sealed.header.plain as usize;
                 self.at = 0;
-                self.plain = if sealed.header.compressed {
-                    let mut plain_bytes = self.pool.take_sized(plain);
-                    let len = self
-                        .decompressor
-                        .decompress_to_buffer(&payload, &mut plain_bytes[..])
-                        .map_err(Error::io(format!("decompressing chunk {}", sealed.header.number)))?;
-                    plain_bytes.truncate(len);
-                    plain_bytes
-                } else {
-                    payload
-                };
-                if self.plain.len() != plain {
-                    let text =
-                        format!("chunk {} has {} bytes, not {plain}", sealed.header.number, self.plain.len());
-                    return Err(Error::Malformed(text));
-                }
-                self.bytes += plain as u64;
+                self.bytes += payload.len() as u64;
+                self.plain = payload;
                 Ok(true)
             }
             Kind::Part => {

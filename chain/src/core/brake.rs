@@ -97,6 +97,13 @@ impl Brakes {
         worst.map(|(_, brake)| brake)
     }
 
+    /// Whether one of its children has kept the head from sending, though it may not be clear why.
+    #[must_use]
+    pub fn is_head_blocked(&self, now: Time) -> bool {
+        let Some((_, last)) = self.span(HEAD, now) else { return false };
+        last.waits.blocked.iter().any(|(child, _)| self.share(HEAD, now, |w| w.blocked_by(*child)) >= MOSTLY)
+    }
+
     /// Plain bytes a second that get past a brake; none when it is not known.
     #[must_use]
     pub fn rate(&self, brake: Brake, now: Time) -> Option<u64> {
@@ -234,6 +241,9 @@ mod tests {
         // Nobody starves: the processors are busy, nothing is named.
         let brakes = chain(4000, |n, w| waited(w, 400, false, false, Some(n + 1)));
         assert_eq!(brakes.judge(parents(), ms(4030)), None);
+        assert!(brakes.is_head_blocked(ms(4030)) && !brakes.is_head_blocked(ms(7000)));
+        let brakes = chain(4000, |n, w| waited(w, 400, false, false, (n > 0).then_some(n + 1)));
+        assert!(!brakes.is_head_blocked(ms(4030)));
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //!
 //! [`relay`] is a node's part (and the server's, at the head): which chunks must stay, who is sent what, whether more may
 //! be read. [`wave`] is the server's: who feeds whom, who is dead, who takes over the orphans. [`waits`] counts what a place
-//! waits for, and [`brake`] sees from that what holds the chain up. [`door`] is every port's: whose handshake may be under way.
+//! waits for, [`brake`] sees from that what holds the chain up, and [`level`] how hard to compress. [`door`] is every port's: whose handshake may be under way.
 
 pub mod brake;
 pub mod door;
+pub mod level;
 pub mod relay;
 pub mod waits;
 pub mod wave;

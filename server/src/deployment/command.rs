@@ -87,7 +87,7 @@ pub struct DeployArgs {
     /// no signed lists: nodes of a wave trust each other not to forge
     #[argh(switch)]
     pub trust_nodes: bool,
-    /// auto (default), off, or a zstd level from 1 to 19
+    /// auto (default: by what holds the chain up), off, or a zstd level from 1 to 19
     #[argh(option, arg_name = "LEVEL", default = "String::from(\"auto\")")]
     pub compress: String,
     /// memory for chunks that nodes have not taken yet (default 64M)
@@ -212,9 +212,6 @@ pub struct Settings {
     pub pattern: Pattern,
 }
 
-/// Level for `auto`: at least 3, as the wire is the brake on real clusters.
-const AUTO_LEVEL: i32 = 3;
-
 impl DeployArgs {
     /// Whether the stream is a tree that is walked, not what a command or a file gives.
     #[must_use]
@@ -252,7 +249,7 @@ impl DeployArgs {
             bail!("--arity must be from 1 to 16");
         }
         let compression = match self.compress.as_str() {
-            "auto" => Compression::Level(AUTO_LEVEL),
+            "auto" => Compression::Auto,
             "off" => Compression::Off,
             level => match level.parse() {
                 Ok(level @ 1..=19) => Compression::Level(level),
@@ -385,7 +382,7 @@ mod tests {
         assert_eq!(s.slow, Some(SlowLimit { rate: 5 << 20, grace: Duration::from_secs(30) }));
         assert_eq!(s.release_every, Some(Duration::from_secs(20)));
         let s = settings(&["--nodes=1", "--listen", ":0"]).unwrap();
-        assert_eq!(s.listen.len(), 2);
+        assert_eq!((s.listen.len(), s.compression), (2, Compression::Auto));
     }
 
     #[test]

@@ -149,6 +149,9 @@ impl Display {
         if let Some(line) = brakes_line(deployment) {
             out.push_str(&line);
         }
+        if let Some(levels) = &deployment.levels {
+            out.push_str(&format!("\ncompression: {levels}"));
+        }
         eprintln!("{out}");
     }
 }
@@ -253,5 +256,6 @@ fn progress_json(deployment: &Deployment, plain: u64, total: u64) -> serde_json:
     json!({
         "event": "progress", "version": 1, "sent_bytes": plain, "total_bytes": total, "nodes": nodes,
         "brake": deployment.brake().map(|held| deployment.describe_json(&held)),
+        "compression": deployment.levels,
     })
 }

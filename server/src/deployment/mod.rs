@@ -27,7 +27,7 @@ use golden::Plan;
 use ka_chain::control::{Registration, ToNode, ToServer};
 use ka_chain::core::HEAD;
 use ka_chain::core::relay::Limits;
-use ka_chain::feed::Feeder;
+use ka_chain::feed::{Dial, Feeder};
 use ka_chain::keys::CredentialId;
 use ka_chain::node::{Config, Node, Report};
 use ka_chain::seal::{Wave, random};
@@ -126,6 +126,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         reports: sync_channel(QUEUE),
         feeding: None,
         plain: Arc::default(),
+        dial: None,
         current: Current::default(),
         summary: None,
         connections: BTreeMap::new(),
@@ -165,6 +166,8 @@ struct Run<'a> {
     reports: (SyncSender<Report>, Receiver<Report>),
     feeding: Option<Receiver<Result<Sent>>>,
     plain: Arc<AtomicU64>,
+    /// How hard the wave's source is compressed.
+    dial: Option<Arc<Dial>>,
     current: Current,
     summary: Option<ka_archive::PackSummary>,
     /// Names of nodes by connection, also of those that the deployment refused, for their logs.
@@ -209,6 +212,9 @@ impl Run<'_> {
             }
             if let Some(head) = &self.head {
                 self.deployment.head_progress(head.standing().status, head.waits(), now);
+            }
+            if let Some(dial) = &self.dial {
+                self.deployment.compressed(dial.work());
             }
             while let Some(request) = self.go.as_ref().and_then(go::Listener::next) {
                 request.answer(self.deployment.go(now).map(|(text, more)| {
@@ -339,8 +345,14 @@ impl Run<'_> {
                     head.place(place, Vec::new());
                 }
             }
+            Action::Compress(level) => {
+                if let Some(dial) = &self.dial {
+                    dial.set(level);
+                }
+            }
             Action::CloseHead => {
                 self.hub.feed(None);
+                self.dial = None;
                 self.head = None;
             }
             Action::Final(name) => {
@@ -378,6 +390,7 @@ impl Run<'_> {
         let feeder = Feeder::new(wave, store, signer, self.settings.compression, self.threads);
         self.head = Some(head);
         self.plain = feeder.counter();
+        self.dial = Some(feeder.dial());
         let source = match (&self.args.source_cmd, &self.args.source_file) {
             (Some(command), _) => Source::Command(command.clone()),
             (None, Some(file)) => Source::File(file.clone()),

@@ -8,6 +8,7 @@ use super::addresses::{addresses_for, places_of};
 use super::claims::{Claims, Newcomer};
 use super::command::Settings;
 use ka_chain::control::{Progress, Purpose, Registration, Start, ToNode, ToServer};
+use ka_chain::core::level::{Level, Used};
 use ka_chain::core::wave;
 use ka_chain::core::{Clock, HEAD, NodeId, Place, Time, wave::Wave};
 use ka_chain::keys::CredentialId;
@@ -117,6 +118,8 @@ pub enum Action {
     Feed(seal::Wave, Option<Arc<Signer>>),
     /// The head's place in it.
     Head(Place),
+    /// How hard the source's chunks are compressed from now on.
+    Compress(Level),
     /// The stream is over at every node: the head may close.
     CloseHead,
     /// Close a connection after everything was sent over it.
@@ -165,6 +168,8 @@ pub struct Deployment {
     pub held_up: BTreeMap<Held, Duration>,
     /// How fast the golden node's own interfaces are.
     pub speeds: Vec<Speed>,
+    /// The levels that the stream was compressed at, when they are chosen by the brake.
+    pub levels: Option<Used>,
     /// Waves that have begun.
     pub waves: u32,
     /// Chunks that nodes refused.
@@ -196,6 +201,7 @@ impl Deployment {
             next_release: Time::ZERO,
             held_up: BTreeMap::new(),
             speeds: Vec::new(),
+            levels: None,
             waves: 0,
             damaged: 0,
             started: None,

@@ -4,6 +4,7 @@
 use super::{Action, Deployment};
 use ka_chain::control::Progress;
 use ka_chain::core::brake::{Brake, Brakes, Report, Slow, SlowLimit};
+use ka_chain::core::level::{Chooser, Holds, Level, Used, Work};
 use ka_chain::core::waits::Waits;
 use ka_chain::core::wave;
 use ka_chain::core::{HEAD, NodeId, Time};
@@ -58,21 +59,37 @@ impl Held {
 pub(super) struct Braking {
     brakes: Brakes,
     slow: Option<(SlowLimit, Slow)>,
+    /// With `--compress auto`.
+    chooser: Option<Chooser>,
+    work: Work,
     brake: Option<Brake>,
     looked: Option<Time>,
 }
 
 impl Braking {
-    /// For a wave of so many nodes.
-    pub(super) fn new(limit: Option<SlowLimit>, nodes: usize) -> Self {
+    /// For a wave of so many nodes; `auto` is `--compress auto`.
+    pub(super) fn new(limit: Option<SlowLimit>, nodes: usize, auto: bool) -> Self {
         let slow = limit.map(|limit| (limit, Slow::new(limit, nodes)));
-        Self { brakes: Brakes::default(), slow, brake: None, looked: None }
+        let chooser = auto.then(Chooser::default);
+        Self { brakes: Brakes::default(), slow, chooser, work: Work::default(), brake: None, looked: None }
     }
 
     /// A node said how far it is and what it waited for.
     pub(super) fn reported(&mut self, node: NodeId, progress: &Progress, time: Time) {
         let (received, consumed) = (progress.plain, progress.consumed);
         self.brakes.reported(node, Report { waits: progress.waits.clone(), received, consumed }, time);
+    }
+
+    /// The level, if the brake makes it another.
+    fn choose_level(&mut self, time: Time) -> Option<Level> {
+        let chooser = self.chooser.as_mut()?;
+        let holds = match self.brake {
+            Some(Brake::Server) => Holds::Server,
+            Some(Brake::Disk(_)) => Holds::Disk,
+            None if !self.brakes.is_head_blocked(time) => Holds::Nothing,
+            Some(Brake::Link(..)) | None => Holds::Wire,
+        };
+        chooser.see(holds, self.work, time)
     }
 }
 
@@ -83,6 +100,13 @@ impl Deployment {
         if let Some(current) = &mut self.current {
             current.core.head_status(status);
             current.braking.brakes.reported(HEAD, Report { waits, ..Report::default() }, time);
+        }
+    }
+
+    /// What the compressing threads have done so far; tell it a few times a second.
+    pub fn compressed(&mut self, work: Work) {
+        if let Some(current) = &mut self.current {
+            current.braking.work = work;
         }
     }
 
@@ -146,16 +170,29 @@ impl Deployment {
         value
     }
 
-    /// Looks at the brake, and plans the removal of a node that is too slow.
-    pub(super) fn judge_brake(&mut self, time: Time) -> Option<Action> {
-        let current = self.current.as_mut()?;
+    /// Looks at the brake, chooses the level, and plans the removal of a node that is too slow.
+    pub(super) fn judge_brake(&mut self, time: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(current) = self.current.as_mut() else { return actions };
         let braking = &mut current.braking;
         let since = time.saturating_sub(*braking.looked.get_or_insert(time));
         if since < LOOK {
-            return None;
+            return actions;
         }
         braking.looked = Some(time);
         let before = std::mem::replace(&mut braking.brake, braking.brakes.judge(current.core.pairs(), time));
+        if let Some(level) = braking.choose_level(time) {
+            log::debug!("compression goes to level {level}, as the brake is {:?}", braking.brake);
+            self.levels.get_or_insert(Used::new(level)).saw(level);
+            actions.push(Action::Compress(level));
+        }
+        actions.extend(self.judge_slow(before, since, time));
+        actions
+    }
+
+    fn judge_slow(&mut self, before: Option<Brake>, since: Duration, time: Time) -> Option<Action> {
+        let current = self.current.as_mut()?;
+        let braking = &mut current.braking;
         let brake = braking.brake;
         let rate = brake.and_then(|brake| braking.brakes.rate(brake, time));
         let slow = match &mut braking.slow {

@@ -4,6 +4,7 @@ use super::super::tests::{Lab, settings};
 use super::super::{Settings, Status};
 use super::*;
 use ka_chain::control::{ToNode, ToServer};
+use ka_chain::feed::Compression;
 
 /// Seconds of `--slow-grace` here.
 const GRACE: u64 = 10;
@@ -15,11 +16,17 @@ struct Slowed {
     orders: Vec<u64>,
     bytes: u64,
     time: Duration,
+    /// What the compressing threads were told.
+    levels: Vec<Level>,
 }
 
 impl Slowed {
     fn new(nodes: u64, limit: Option<SlowLimit>, tries: u32) -> Self {
-        let mut lab = Lab::new(Settings { slow: limit, tries, ..settings(nodes as u32) });
+        Self::of(nodes, Settings { slow: limit, tries, ..settings(nodes as u32) })
+    }
+
+    fn of(nodes: u64, settings: Settings) -> Self {
+        let mut lab = Lab::new(settings);
         for n in 1..=nodes {
             lab.register(n, &format!("10.0.0.{n}"));
             lab.says(n, ToServer::Ready);
@@ -31,6 +38,7 @@ impl Slowed {
             orders: vec![0; size],
             bytes: 0,
             time: Duration::ZERO,
+            levels: Vec::new(),
         };
         let actions = slowed.lab.d.tick(slowed.lab.now);
         slowed.obey(&actions);
@@ -40,6 +48,9 @@ impl Slowed {
     /// Everybody obeys at once, and the links stand.
     fn obey(&mut self, actions: &[Action]) {
         for action in actions {
+            if let Action::Compress(level) = action {
+                self.levels.push(*level);
+            }
             let (n, place) = match action {
                 Action::Head(place) => (0, place),
                 Action::Send(n, ToNode::Place { place, .. }) => (*n, place),
@@ -179,4 +190,43 @@ fn nobody_is_moved_when_the_server_brakes_or_the_rate_is_reached_or_no_try_is_le
     assert!(Slowed::new(4, limit(), 2).pass(40, 1001, disk_of(2)).is_empty());
     assert!(Slowed::new(4, limit(), 1).pass(40, 10, disk_of(2)).is_empty());
     assert!(Slowed::new(3, limit(), 2).pass(40, 10, disk_of(2)).is_empty(), "a quarter of three is nobody");
+}
+
+/// Seconds of the same, of which the two compressing threads work so many thousandths; the levels they are told.
+fn compress(slowed: &mut Slowed, seconds: u64, busy: u64, wait: impl Fn(u64, &mut Waits)) -> Vec<Level> {
+    for _ in 0..seconds {
+        let mut work = slowed.lab.d.current.as_ref().unwrap().braking.work;
+        work.threads = 2;
+        work.time += Duration::from_millis(2 * busy);
+        work.plain += 100;
+        work.packed += 30;
+        slowed.lab.d.compressed(work);
+        slowed.pass(1, 10, &wait);
+    }
+    std::mem::take(&mut slowed.levels)
+}
+
+#[test]
+fn the_level_follows_the_brake() {
+    use Level::{Plain, Zstd};
+    let mut slowed = Slowed::of(4, Settings { compression: Compression::Auto, ..settings(4) });
+    assert_eq!(slowed.lab.d.levels, Some(Used::new(Zstd(3))));
+    assert_eq!(compress(&mut slowed, 10, 100, disk_of(2)), []);
+    assert_eq!(compress(&mut slowed, 10, 100, from_source), [], "the source is slow, not the compressing");
+    let seen = compress(&mut slowed, 20, 900, from_source);
+    assert_eq!(seen, [Zstd(1), Zstd(-5), Plain]);
+    // The head is blocked and nothing is clear: whatever it is, the wire is worth more.
+    let blocked = |n: u64, waits: &mut Waits| {
+        let below = (n == 0).then_some(NodeId(1)).into_iter();
+        waits.waited(Duration::from_millis(490), false, false, below);
+    };
+    assert_eq!(compress(&mut slowed, 60, 100, blocked), [Zstd(-5), Zstd(1), Zstd(3), Zstd(6), Zstd(9)]);
+    let used = slowed.lab.d.levels.unwrap();
+    assert_eq!(used.to_string(), "levels off to 9, last 9");
+    let json = serde_json::to_value(used).unwrap();
+    assert_eq!(json, json!({"level": 9, "lowest": null, "highest": 9}));
+
+    let mut fixed = Slowed::new(4, None, 2);
+    assert_eq!(compress(&mut fixed, 20, 900, from_source), []);
+    assert_eq!(fixed.lab.d.levels, None);
 }

@@ -5,8 +5,10 @@ use super::brake::Braking;
 use super::{Action, Current, Deployment, Node, Status};
 use crate::deployment::command::Order;
 use ka_chain::control::{Progress, ToNode};
+use ka_chain::core::level::{Chooser, Used};
 use ka_chain::core::wave::{self, Standing, Wave};
 use ka_chain::core::{NodeId, Time};
+use ka_chain::feed::Compression;
 use ka_chain::seal::{self, random};
 use ka_chain::sign::Signer;
 use ka_chain::topology;
@@ -114,7 +116,11 @@ impl Deployment {
                 node.progress = Progress::default();
             }
         }
-        let braking = Braking::new(self.settings.slow, order.len());
+        let auto = self.settings.compression == Compression::Auto;
+        if auto {
+            self.levels.get_or_insert(Used::new(Chooser::FIRST)).saw(Chooser::FIRST);
+        }
+        let braking = Braking::new(self.settings.slow, order.len(), auto);
         let mut current = Current { core, key, signer, names, ids, placed: BTreeSet::new(), braking };
         let orders = current.core.begin();
         self.current = Some(current);
