@@ -295,7 +295,7 @@ mod tests {
     use crate::CHUNK;
     use crate::seal::Wave;
     use crate::store::Store;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     struct Lab {
         store: Arc<Store>,
@@ -443,44 +443,6 @@ mod tests {
             // Each thread had it too.
             assert_eq!(Arc::strong_count(&lab.seal), 1);
             assert!(lab.store.consumed().1, "the node goes on as a relay");
-        }
-    }
-
-    /// `cargo test -p ka-chain --lib -- --ignored --nocapture measure`
-    #[test]
-    #[ignore = "a measurement"]
-    fn measure_a_gibibyte_on_one_and_more_threads() {
-        let words: Vec<String> =
-            (0..4000u32).map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761) >> 12)).collect();
-        let mut text = String::new();
-        let mut state = 1u32;
-        while text.len() < CHUNK {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            text.push_str(&words[(state >> 16) as usize % words.len()]);
-        }
-        let packed = zstd::bulk::compress(&text.as_bytes()[..CHUNK], 3).unwrap();
-        for threads in [1, 2, 1, 2, 3] {
-            let mut lab = Lab::new();
-            let mut ahead = lab.ahead(threads);
-            let (begun, store) = (Instant::now(), Arc::clone(&lab.store));
-            let reading = std::thread::spawn(move || {
-                let mut sum = 0;
-                while let Some((_, bytes)) = ahead.next().unwrap() {
-                    sum += bytes.len();
-                }
-                sum
-            });
-            for n in 0..4096 {
-                while n > store.consumed().0 + 64 {
-                    store.nudge();
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-                store.trim(store.consumed().0);
-                lab.append(Kind::Data, true, CHUNK, &packed);
-            }
-            lab.append(Kind::End, false, 1, b"e");
-            let sum = reading.join().unwrap();
-            eprintln!("{threads} threads: {sum} bytes from {} each in {:?}", packed.len(), begun.elapsed());
         }
     }
 }
