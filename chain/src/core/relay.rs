@@ -420,10 +420,11 @@ impl Relay {
     }
 
     fn acknowledgement(&self) -> Acknowledgement {
-        // Children are spoken of even when no death is survived: a planned removal hands them to the parent.
-        let mut deepest = self.limits.survive.max(1);
+        // One generation more than the parent covers: before this node leaves by plan, the parent must hold what all those
+        // want that it covers then.
+        let mut deepest = self.limits.survive + 1;
         if is_planted(Mutation::DropLastGeneration) {
-            deepest = deepest.saturating_sub(1);
+            deepest = deepest.saturating_sub(2);
         }
         let below = self
             .family
@@ -634,7 +635,7 @@ mod tests {
         relay.place(place(1, &[(2, 2)], &[(2, 1), (3, 2), (4, 3)]), Time::ZERO);
         relay.pushed(10, false);
         let first = relay.acknowledge(Time::ZERO).unwrap();
-        assert_eq!(first.held, [(NodeId(1), 1), (NodeId(2), 0), (NodeId(3), 0)]);
+        assert_eq!(first.held, [(NodeId(1), 1), (NodeId(2), 0), (NodeId(3), 0), (NodeId(4), 0)]);
         assert_eq!(relay.acknowledge(Time::from_millis(900)), None);
         assert_eq!(relay.acknowledge(Time::from_millis(1000)), Some(first));
         says(&mut relay, 2, &[(3, 1)]);

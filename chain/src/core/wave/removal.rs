@@ -26,7 +26,8 @@ pub(super) struct Planned {
 enum Stage {
     /// Until every link stands and everybody is covered.
     Waiting,
-    /// Until the parent keeps what the children want next.
+    /// Until the parent keeps what the children, and those below them, want next: deaths that nobody has noticed yet must not
+    /// add up with this departure.
     Covering,
     /// Until the parent feeds them.
     Relinking,
@@ -101,9 +102,13 @@ impl Wave {
         self.members.values().filter(|m| m.standing == Standing::In).all(|m| m.joined && m.fetching.is_none())
     }
 
+    /// Whether a place holds what all of those want that it is to cover, by its last order.
+    fn is_full(&self, node: NodeId) -> bool {
+        self.up_to_date(node).is_some_and(|s| s.cover > self.settings.survive)
+    }
+
     fn is_covered(&self) -> bool {
-        let full = |node| self.up_to_date(node).is_some_and(|s| s.cover > self.settings.survive);
-        full(HEAD) && self.pairs().all(|(node, _)| full(node))
+        self.is_full(HEAD) && self.pairs().all(|(node, _)| self.is_full(node))
     }
 
     /// One step of the removal under way, or of the next.
@@ -136,7 +141,7 @@ impl Wave {
                 self.go_on(Stage::Covering);
                 false
             }
-            Stage::Covering if self.up_to_date(parent).is_some_and(|s| s.cover > 0) && self.is_whole() => {
+            Stage::Covering if self.is_full(parent) && self.is_whole() => {
                 for child in children {
                     self.attach(child, parent);
                 }
@@ -278,12 +283,12 @@ mod tests {
         let mut lab = Lab::new(3);
         lab.wave.plan_out(NodeId(1), "slow", None);
         lab.tick();
-        lab.cover.insert(HEAD, 0);
+        lab.cover.insert(HEAD, 2);
         lab.obey(Vec::new());
         lab.tick();
         lab.tick();
         assert_eq!((lab.parent(2), lab.out.len()), (Some(1), 0));
-        lab.cover.insert(HEAD, 1);
+        lab.cover.insert(HEAD, 3);
         lab.obey(Vec::new());
         lab.tick();
         lab.tick();
