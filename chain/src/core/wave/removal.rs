@@ -117,6 +117,7 @@ impl Wave {
             // It died meanwhile: its children have another parent.
             self.leaving = None;
         }
+        self.let_the_stuck_pass();
         while self.leaving.is_none()
             && let Some(planned) = self.planned.pop_front()
         {
@@ -159,6 +160,21 @@ impl Wave {
         match self.leaving.take_if(|_| goes) {
             Some(leaving) => self.take(node, Standing::Out, &leaving.planned.why),
             None => Vec::new(),
+        }
+    }
+
+    /// A removal that is waited for without end gives way to one that is not: what it waits for may be that very node, whose
+    /// disk is stuck below it.
+    fn let_the_stuck_pass(&mut self) {
+        let yields = |l: &mut Leaving| l.planned.patience.is_none() && l.stage != Stage::Relinking;
+        let urgent = self.planned.iter().position(|p| p.patience.is_some() && self.is_in(p.node));
+        if let Some(urgent) = urgent
+            && let Some(leaving) = self.leaving.take_if(yields)
+        {
+            let first = self.planned.remove(urgent);
+            self.planned.push_back(leaving.planned);
+            self.planned.extend(first);
+            self.planned.rotate_right(1);
         }
     }
 
@@ -293,6 +309,33 @@ mod tests {
         lab.tick();
         lab.tick();
         assert_eq!((lab.parent(2), lab.out.len()), (Some(0), 1));
+    }
+
+    #[test]
+    fn a_slow_node_that_waits_for_a_stuck_one_below_lets_it_go_first() {
+        let mut lab = Lab::new(4);
+        lab.wave.plan_out(NodeId(1), "slow", None);
+        lab.tick();
+        // The head cannot cover node 3, which takes nothing.
+        lab.cover.insert(HEAD, 1);
+        lab.obey(Vec::new());
+        for _ in 0..10 {
+            lab.tick();
+        }
+        lab.wave.plan_out(NodeId(2), "slow", None);
+        lab.wave.plan_out(NodeId(3), "stuck", Some(Duration::from_secs(8)));
+        for _ in 0..82 {
+            lab.tick();
+        }
+        assert_eq!(lab.out, [NodeId(3)]);
+        lab.cover.insert(HEAD, 3);
+        lab.obey(Vec::new());
+        for _ in 0..10 {
+            lab.tick();
+        }
+        assert_eq!(lab.out[0], NodeId(3));
+        assert_eq!(lab.out.len(), 3, "{:?}", lab.out);
+        assert!(!lab.wave.is_removing());
     }
 
     #[test]
