@@ -28,7 +28,7 @@ const SLEEP: Duration = Duration::from_millis(250);
 const NAP: Duration = Duration::from_millis(50);
 /// What was waited for is published so often.
 const WAITS: Duration = Duration::from_millis(100);
-/// Chunks that are read ahead of a child that takes them: more would only travel through cold memory.
+/// Chunks that are read ahead of what a blocked child is being sent: more would only travel through cold memory.
 const AHEAD: u64 = 4;
 /// A child that has taken nothing for so long holds nobody back: its disk is busy, and this node's own may go on.
 const HOLD: Duration = Duration::from_millis(20);

@@ -26,9 +26,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Deaths in a row that are survived.
     pub survive: u8,
-    /// Wire bytes of the window.
+    /// Bytes of the window, as its buffers occupy them.
     pub window: usize,
-    /// Wire bytes that are kept beyond the window (at the head).
+    /// Bytes that are kept beyond the window (at the head), counted the same.
     pub history: usize,
 }
 
@@ -193,7 +193,7 @@ impl Relay {
         self.base
     }
 
-    /// Wire bytes of the window in use.
+    /// Bytes of the window in use, as its buffers occupy them.
     #[must_use]
     pub fn fill(&self) -> usize {
         self.duty
@@ -212,7 +212,7 @@ impl Relay {
         !self.room() && self.consumer == Some(self.base)
     }
 
-    /// The next chunk is held, `size` wire bytes; with `last` none follows it.
+    /// The next chunk is held, which occupies `size` bytes; with `last` none follows it.
     pub fn pushed(&mut self, size: u32, last: bool) {
         self.sizes.push_back(size);
         self.duty += size as usize;
