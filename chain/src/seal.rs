@@ -1,16 +1,21 @@
-//! Sealing: AES-256-GCM under a key that is fresh for every wave. The nonce is the chunk's number, which never repeats
+//! Sealing: AEGIS-256X2 under a key that is fresh for every wave. The nonce is the chunk's number, which never repeats
 //! under one key; the associated data names everything else that must not be exchanged: format version, deployment,
 //! wave and the whole header.
+//!
+//! AEGIS (draft-irtf-cfrg-aegis-aead; a winner of CAESAR) takes the place of AES-256-GCM because it opens from one buffer
+//! into another, which spares each node a copy, and costs a third: 17 GB/s on a Zen 3 core, where copying and opening in
+//! place by ring's AES-256-GCM comes to 5 to 6. It finds out by itself what the processor can do, and needs no AES
+//! instructions, though it is slow without them.
 
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{HEADER, Header, Kind, Sealed, TAG};
 use crate::{CHUNK, Error};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aegis::aegis256x2::Aegis256X2;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 /// Version of the stream's format; part of the associated data.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Names a wave and holds its key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +58,15 @@ impl Wave {
 }
 
 /// Seals and opens the chunks of one wave.
-#[derive(Debug)]
 pub struct Seal {
-    key: LessSafeKey,
+    key: [u8; 32],
     context: [u8; 24],
+}
+
+impl std::fmt::Debug for Seal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seal").finish_non_exhaustive()
+    }
 }
 
 impl Seal {
@@ -67,17 +77,17 @@ impl Seal {
         context[..4].copy_from_slice(&FORMAT.to_le_bytes());
         context[4..20].copy_from_slice(&wave.deployment);
         context[20..].copy_from_slice(&wave.number.to_le_bytes());
-        let key = UnboundKey::new(&AES_256_GCM, &wave.key).expect("an AES-256 key has 32 bytes");
-        Self { key: LessSafeKey::new(key), context }
+        Self { key: wave.key, context }
     }
 
-    fn parameters(&self, header: &Header) -> (Nonce, Aad<[u8; 24 + HEADER]>) {
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&header.number.to_be_bytes());
+    /// The cipher for this chunk, and what it is bound to.
+    fn cipher(&self, header: &Header) -> (Aegis256X2<TAG>, [u8; 24 + HEADER]) {
+        let mut nonce = [0; 32];
+        nonce[24..].copy_from_slice(&header.number.to_be_bytes());
         let mut data = [0; 24 + HEADER];
         data[..24].copy_from_slice(&self.context);
         data[24..].copy_from_slice(&header.to_bytes());
-        (Nonce::assume_unique_for_key(nonce), Aad::from(data))
+        (Aegis256X2::new(&self.key, &nonce), data)
     }
 
     /// Seals `payload` in place: `plain` bytes, compressed or not.
@@ -103,30 +113,25 @@ impl Seal {
         if plain > CHUNK {
             return Err(Error::Malformed(format!("chunk {number} is too long")));
         }
-        let (nonce, data) = self.parameters(&header);
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(nonce, data, &mut payload)
-            .map_err(|_| Error::Malformed(format!("sealing chunk {number} failed")))?;
-        payload.extend_from_slice(tag.as_ref());
+        let (cipher, data) = self.cipher(&header);
+        let tag = cipher.encrypt_in_place(&mut payload, &data);
+        payload.extend_from_slice(&tag);
         Ok(Sealed { header, bytes: payload })
     }
 
-    /// Opens a scratch copy of `chunk`, so that the sealed original can be passed on untouched. What comes back is still
+    /// Opens `chunk` into another buffer, so that the sealed original can be passed on untouched. What comes back is still
     /// compressed when the header says so.
     ///
     /// # Errors
     /// [`Error::Seal`] when the chunk was altered, or belongs to another place, wave or deployment.
     pub fn open(&self, chunk: &Sealed, pool: &Pool) -> Result<Buffer, Error> {
-        let mut scratch = pool.copy_of(&chunk.bytes);
-        let (nonce, data) = self.parameters(&chunk.header);
-        let len = self
-            .key
-            .open_in_place(nonce, data, &mut scratch)
-            .map_err(|_| Error::Seal(chunk.header.number))?
-            .len();
-        scratch.truncate(len);
-        Ok(scratch)
+        let refused = || Error::Seal(chunk.header.number);
+        let (sealed, tag) = chunk.bytes.split_last_chunk::<TAG>().ok_or_else(refused)?;
+        let (cipher, data) = self.cipher(&chunk.header);
+        let mut opened = pool.take_sized(sealed.len());
+        let mut opening = cipher.decryptor(&data, &mut opened);
+        opening.update(sealed).and_then(|()| opening.finalize(tag)).map_err(|_| refused())?;
+        Ok(opened)
     }
 }
 

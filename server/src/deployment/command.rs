@@ -326,7 +326,7 @@ impl DeployArgs {
             None => {
                 let info = rustix::system::sysinfo();
                 let ram = u64::from(info.mem_unit) * info.totalram;
-                (ram / 8).min(1 << 30)
+                (ram / 8).min(256 << 20)
             }
         };
         usize::try_from(bytes).context("--history")
