@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How soon the thread that accepts children sees that the node was stopped.
 const STOPPED: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Bytes of free buffers that are kept: enough for what a window shrinks and grows by from moment to moment.
+/// Bytes of free buffers that are kept beside the window.
 const SPARE: usize = 32 * CHUNK;
 
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
@@ -325,7 +325,7 @@ impl Node {
     /// # Errors
     /// When threads, descriptors or zstd cannot be set up.
     pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
-        let pool = Pool::new(SPARE);
+        let pool = Pool::within(config.limits.window, SPARE);
         let store = Store::new()?;
         let seal = Arc::new(Seal::new(&config.wave));
         let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pool.clone())?;
