@@ -8,6 +8,7 @@ use crate::reception::{self, Broken, NextWave, Reception, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
 use crate::target::Target;
 use crate::trust::Trust;
+use crate::verify_command::{self, VerifyArgs};
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_chain::control::{Purpose, Registration, ToServer};
@@ -32,6 +33,7 @@ enum Command {
     Receive(Receive),
     Deploy(Deploy),
     Disks(Disks),
+    Verify(VerifyArgs),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -110,6 +112,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Receive(args) => receive(args),
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
+        Command::Verify(args) => verify_command::run(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");

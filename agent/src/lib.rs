@@ -11,3 +11,4 @@ pub mod reception;
 pub mod session;
 pub mod target;
 pub mod trust;
+pub mod verify_command;

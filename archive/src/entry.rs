@@ -19,13 +19,20 @@ pub(crate) const MAX_PATH: usize = 64 << 10;
 
 /// What kind of thing an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// A further name of a file that came before.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     Char,
+    /// A block device.
     Block,
+    /// A named pipe.
     Fifo,
+    /// A directory.
     Directory,
 }
 

@@ -2,6 +2,7 @@
 //! under our eyes: a file's header is a promise that is kept (never more bytes, zeros for missing ones), and what
 //! changed, vanished or cannot be sent stands in the summary. What cannot be read fails the whole run.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,7 +14,9 @@ use rustix::fs::{
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
+use crate::digest::Digester;
 use crate::header::{self, Meta, NAME_ROOM};
+use crate::manifest::{self, Kind};
 use crate::output::Output;
 use crate::walk::{Event, Item, Walker, file_type, inode};
 use crate::xattr::{self, Object, Xattrs};
@@ -135,11 +138,13 @@ pub fn pack<W: Write>(
     let mut walker = Walker::new(options)?;
     let mut packer = Packer {
         output: Output::new(out),
+        tells_entries: observer.wants_entries(),
         observer,
         summary: PackSummary::default(),
         links: HashMap::new(),
         scratch: Vec::new(),
         reported: 0,
+        digester: None,
     };
     while let Some(event) = walker.next()? {
         match event {
@@ -172,10 +177,13 @@ const OPENING: &str = "opening";
 struct Packer<'o, W> {
     output: Output<W>,
     observer: &'o mut dyn Observer,
+    tells_entries: bool,
     summary: PackSummary,
     links: HashMap<LinkKey, Link>,
     scratch: Vec<u8>,
     reported: u64,
+    /// Takes what is read of the current file, when the observer wants entries.
+    digester: Option<Digester>,
 }
 
 /// An inode; its birth time tells it from a later one with the same number.
@@ -326,12 +334,20 @@ impl<W: Write> Packer<'_, W> {
             let _ = fadvise(&fd, 0, None, Advice::Sequential);
         }
         let content = Content { fd: fd.as_fd(), size, map };
+        self.digester = self.tells_entries.then(|| Digester::new(content.map.is_some()));
         let short = self.write(item.path, &stat, EntryType::Regular, &[], &xattrs, Some(&content))?;
         let after = stat_file(&fd, item.path)?;
         let time = |stat: &Statx| (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
-        if short || after.stx_size != size || time(&after) != time(&stat) {
+        let changed = short || after.stx_size != size || time(&after) != time(&stat);
+        if changed {
             self.summary.changed.add(|| shown(item.path));
         }
+        let sent = self.digester.take().map(|digester| manifest::Content {
+            size,
+            sparse: content.map.is_some(),
+            digest: digester.finish(size),
+        });
+        self.tell(item.path, &stat, Kind::File, &[], &xattrs, sent, changed);
         self.summary.files += 1;
         self.remember_link(&stat, item.path);
         Ok(())
@@ -344,7 +360,56 @@ impl<W: Write> Packer<'_, W> {
         link: &[u8],
         xattrs: &Xattrs,
     ) -> Result<(), PackError> {
-        self.write(item.path, &item.stat, kind, link, xattrs, None).map(|_| ())
+        self.write(item.path, &item.stat, kind, link, xattrs, None)?;
+        let (kind, content) = match kind {
+            EntryType::Link => (Kind::HardLink, None),
+            EntryType::Symlink => (Kind::Symlink, None),
+            EntryType::Char => (Kind::Char, None),
+            EntryType::Block => (Kind::Block, None),
+            EntryType::Fifo => (Kind::Fifo, None),
+            EntryType::Directory => (Kind::Directory, None),
+            // Sent empty.
+            _ => {
+                let digest = Digester::new(false).finish(0);
+                (Kind::File, Some(manifest::Content { size: 0, sparse: false, digest }))
+            }
+        };
+        self.tell(item.path, &item.stat, kind, link, xattrs, content, false);
+        Ok(())
+    }
+
+    /// Tells the observer of an entry that was sent.
+    #[allow(clippy::too_many_arguments)] // as many as there are things to tell
+    fn tell(
+        &mut self,
+        path: &[u8],
+        stat: &Statx,
+        kind: Kind,
+        link: &[u8],
+        xattrs: &Xattrs,
+        content: Option<manifest::Content>,
+        changed: bool,
+    ) {
+        if !self.tells_entries {
+            return;
+        }
+        self.observer.packed(&manifest::Entry {
+            path: Cow::Borrowed(path),
+            kind,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            device: match kind {
+                Kind::Char | Kind::Block => (stat.stx_rdev_major, stat.stx_rdev_minor),
+                _ => (0, 0),
+            },
+            links: stat.stx_nlink,
+            link: Cow::Borrowed(link),
+            xattrs: Cow::Borrowed(xattrs),
+            content,
+            changed,
+        });
     }
 
     /// Writes one whole entry; tells whether the content came out shorter than promised.
@@ -436,6 +501,9 @@ impl<W: Write> Packer<'_, W> {
                     return Ok(true);
                 }
                 Ok(count) => {
+                    if let Some(digester) = &mut self.digester {
+                        digester.data(position, &room[..count]);
+                    }
                     self.output.advance(count);
                     position += count as u64;
                     left -= count as u64;
@@ -506,7 +574,8 @@ fn extended(
     out
 }
 
-fn open_file(item: &Item<'_>) -> Result<OwnedFd, Errno> {
+/// The file, open for reading; nothing that took its place is waited for.
+pub(crate) fn open_file(item: &Item<'_>) -> Result<OwnedFd, Errno> {
     // Without NONBLOCK a fifo that took the file's place would hold us for ever.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let open = |flags| openat(item.parent, item.name, flags, Mode::empty());

@@ -225,7 +225,8 @@ fn resolve() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
-fn kind(fd: &OwnedFd) -> Result<FsKind, Errno> {
+/// What the file system that `fd` is on can hold.
+pub(crate) fn kind<F: AsFd>(fd: F) -> Result<FsKind, Errno> {
     // The field is signed on some machines and 32 bits wide on others.
     #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
     fstatfs(fd).map(|stat| FsKind::from_magic(stat.f_type as u64 & 0xffff_ffff))
