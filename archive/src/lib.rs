@@ -5,7 +5,9 @@
 //! unpacking lose data without a word (see `tests/tar_crate.rs`).
 
 mod acl;
+mod batch;
 mod deferred;
+mod encode;
 mod entry;
 mod exclude;
 mod header;
@@ -14,6 +16,8 @@ mod measure;
 mod output;
 mod pack;
 mod pax;
+mod pipeline;
+mod reader;
 mod restore;
 mod sparse;
 mod target;
