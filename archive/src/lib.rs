@@ -5,11 +5,14 @@
 //! unpacking lose data without a word (see `tests/tar_crate.rs`).
 
 mod acl;
+mod batch;
 mod deferred;
 mod digest;
+mod encode;
 mod entry;
 mod exclude;
 mod expected;
+mod flusher;
 mod header;
 mod input;
 pub mod manifest;
@@ -17,6 +20,9 @@ mod measure;
 mod output;
 mod pack;
 mod pax;
+mod pipeline;
+mod place;
+mod reader;
 mod restore;
 mod sparse;
 mod target;
@@ -25,6 +31,7 @@ pub mod testing;
 mod unpack;
 pub mod verify;
 mod walk;
+mod writers;
 mod xattr;
 
 pub use exclude::{active_swap_files, default_excludes};

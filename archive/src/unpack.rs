@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use crate::entry::Decoder;
+use crate::flusher::Flusher;
 use crate::restore::Restorer;
+use crate::writers::{Shared, Writers};
 use crate::{Observer, PathList, shown};
 
 /// Where to unpack to.
@@ -126,14 +128,31 @@ pub fn unpack<R: Read>(
 ) -> Result<UnpackSummary, UnpackError> {
     std::fs::metadata("/proc/self/fd").map_err(UnpackError::NoProc)?;
     let mut decoder = Decoder::new(input);
-    let mut restorer = Restorer::new(&options.root)?;
+    let shared = Shared::default();
+    let mut summary = std::thread::scope(|scope| {
+        let writers = Writers::start(&shared, scope);
+        let flusher = options.sync.then(|| Flusher::start(scope));
+        let mut restorer = Restorer::new(&options.root, &shared, writers, flusher)?;
+        if let Err(later) = entries(&mut decoder, &mut restorer, observer) {
+            restorer.settle()?;
+            return Err(later);
+        }
+        restorer.finish()
+    })?;
+    summary.archive_bytes = decoder.input.position();
+    summary.ignored_records = decoder.ignored;
+    Ok(summary)
+}
+
+fn entries<R: Read>(
+    decoder: &mut Decoder<R>,
+    restorer: &mut Restorer<'_, '_>,
+    observer: &mut dyn Observer,
+) -> Result<(), UnpackError> {
     let mut reported = 0;
     while let Some(entry) = decoder.next()? {
         restorer.entry(&entry, &mut decoder.input, &mut reported, observer)?;
     }
     observer.bytes(decoder.input.position() - reported);
-    let mut summary = restorer.finish(options.sync)?;
-    summary.archive_bytes = decoder.input.position();
-    summary.ignored_records = decoder.ignored;
-    Ok(summary)
+    Ok(())
 }

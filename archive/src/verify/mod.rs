@@ -18,7 +18,8 @@ use rustix::io::Errno;
 
 use crate::expected::{Expectations, Expected, running_machine};
 use crate::manifest::{Entry, Kind, ManifestError, Reader, is_below, order};
-use crate::pack::{PackError, PackOptions, open_file};
+use crate::pack::{PackError, PackOptions};
+use crate::reader::{Name, open_file};
 use crate::shown;
 use crate::target::{self, FsKind};
 use crate::walk::{Event, Item, Walker, file_type};
@@ -416,9 +417,10 @@ impl Comparison<'_, '_> {
             _ => {}
         }
         if entry.kind != Kind::File && !fat {
+            let mut name = Name::default();
             let object = match item.directory {
-                Some(fd) => Object::Open(fd),
-                None => Object::Named(item.parent, item.name),
+                Some(fd) => Object::Open(fd.as_fd()),
+                None => Object::Named(item.parent.as_fd(), name.of(item.path)),
             };
             self.xattrs(entry, object, item.path);
         }
@@ -448,7 +450,7 @@ impl Comparison<'_, '_> {
     }
 
     fn target(&mut self, entry: &Entry<'_>, item: &Item<'_>) {
-        match readlinkat(item.parent, item.name, Vec::new()) {
+        match readlinkat(item.parent.as_fd(), Name::default().of(item.path), Vec::new()) {
             Ok(target) if target.as_bytes() == &entry.link[..] => {}
             Ok(target) => {
                 let text = |bytes: &[u8]| Some(short(bytes));
@@ -460,7 +462,7 @@ impl Comparison<'_, '_> {
     }
 
     fn file(&mut self, entry: &Entry<'_>, item: &Item<'_>, fat: bool) {
-        let file = match open_file(item) {
+        let file = match open_file(item.parent.as_fd(), Name::default().of(item.path)) {
             Ok(file) => file,
             Err(e) => return self.fails(item.path, "opening", e),
         };
