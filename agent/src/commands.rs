@@ -32,6 +32,7 @@ enum Command {
     Receive(Receive),
     Deploy(Deploy),
     Disks(Disks),
+    Autoconfig(crate::dry_run::Args),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -110,6 +111,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Receive(args) => receive(args),
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
+        Command::Autoconfig(args) => crate::dry_run::run(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");

@@ -10,6 +10,7 @@ pub mod golden;
 pub mod listen;
 pub mod logs;
 pub mod order;
+mod policy;
 mod pxe;
 pub mod source;
 pub mod state;
