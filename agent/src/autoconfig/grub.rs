@@ -106,7 +106,8 @@ fn menu_is_stale(context: &Context) -> Result<Option<String>> {
     };
     let found = grub_cfg::parse(&text);
     // With entries in files of their own it names no kernel itself, and the files are what counts.
-    if found.kernels.is_empty() && !(found.blscfg && !entries::bls_files(context)?.is_empty()) {
+    let has_entries = found.blscfg && !entries::bls_files(context)?.is_empty();
+    if found.kernels.is_empty() && !has_entries {
         return Ok(Some("it boots no kernel".into()));
     }
     let lost = grub_cfg::unresolved(context, &found);

@@ -38,10 +38,8 @@ impl Piece for HostIds {
                 new(NQN, format!("new: {nqn}"));
             }
         }
-        if root.exists(NVME_ID) {
-            if root.write_text(NVME_ID, &format!("{id}\n"), 0o644)? {
-                new(NVME_ID, format!("new: {id}"));
-            }
+        if root.exists(NVME_ID) && root.write_text(NVME_ID, &format!("{id}\n"), 0o644)? {
+            new(NVME_ID, format!("new: {id}"));
         }
         if let Some(text) = root.read_text(ISCSI)? {
             let random = &Uuid::new_v4().simple().to_string()[20..];

@@ -243,7 +243,7 @@ fn configured_names(kind: Kind, path: &Path, text: &str) -> BTreeSet<String> {
             }
             Kind::NetworkManager => words.extend(line.strip_prefix("interface-name=")),
             Kind::Ifcfg => {
-                words.extend(["DEVICE", "ETHERDEVICE", "PHYSDEV"].iter().find_map(|k| ifcfg::value(line, k)))
+                words.extend(["DEVICE", "ETHERDEVICE", "PHYSDEV"].iter().find_map(|k| ifcfg::value(line, k)));
             }
             Kind::Netctl => words.extend(ifcfg::value(line, "Interface")),
         }

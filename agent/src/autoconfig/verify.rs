@@ -188,7 +188,8 @@ fn menu(context: &Context, loader: &Loader) -> Result<Vec<String>> {
         .into_iter()
         .map(|line| format!("{path} names what is not on this node: {line}"))
         .collect();
-    if found.kernels.is_empty() && !(found.blscfg && !entries::bls_files(context)?.is_empty()) {
+    let has_entries = found.blscfg && !entries::bls_files(context)?.is_empty();
+    if found.kernels.is_empty() && !has_entries {
         problems.push(format!("{path} boots no kernel"));
     }
     let files = found.kernels.iter().chain(&found.initrds);
