@@ -34,6 +34,7 @@ enum Command {
     Deploy(Deploy),
     Disks(Disks),
     Verify(VerifyArgs),
+    Autoconfig(crate::dry_run::Args),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -113,6 +114,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
         Command::Verify(args) => verify_command::run(args),
+        Command::Autoconfig(args) => crate::dry_run::run(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");

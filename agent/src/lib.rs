@@ -5,6 +5,7 @@ pub mod autoconfig;
 pub mod cmdline;
 pub mod commands;
 pub mod disk;
+pub mod dry_run;
 pub mod init;
 pub mod install;
 pub mod reception;

@@ -123,16 +123,25 @@ pub struct DeployArgs {
     /// the operator's hooks (default /etc/ka/hooks.d, if it is there)
     #[argh(option, arg_name = "DIR")]
     pub hooks: Option<PathBuf>,
-    /// leave this autoconfig piece out (repeatable)
+    /// leave this autoconfig piece out (repeatable; docs/autoconfig.md names them)
     #[argh(option, arg_name = "PIECE")]
     pub skip: Vec<String>,
+    /// run this autoconfig piece and only those named so (repeatable)
+    #[argh(option, arg_name = "PIECE")]
+    pub only: Vec<String>,
+    /// no piece changes this file or directory of the clones; a piece's name is the same as --skip (repeatable)
+    #[argh(option, arg_name = "PATH|PIECE")]
+    pub keep: Vec<String>,
+    /// remove this from the clones as well: logs, histories, puppet, ... (repeatable; docs/autoconfig.md names them)
+    #[argh(option, arg_name = "WHAT")]
+    pub wipe: Vec<String>,
     /// ssh host keys: generate (default) or keep
     #[argh(option, arg_name = "POLICY", default = "String::from(\"generate\")")]
     pub ssh_keys: String,
     /// drop fstab lines that contain this word (repeatable)
     #[argh(option, arg_name = "WORD")]
     pub drop_fstab: Vec<String>,
-    /// uEFI boot order: disk-first (default) or pxe-first
+    /// uEFI boot order: disk-first (default), pxe-first or bootnext
     #[argh(option, arg_name = "ORDER", default = "String::from(\"disk-first\")")]
     pub efi_boot: String,
     /// build the clones' initramfs anew: auto (default), always, never

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod logs;
 pub mod manifests;
 pub mod order;
+mod policy;
 mod pxe;
 pub mod source;
 pub mod state;
