@@ -1,4 +1,4 @@
-//! Every row of docs/identity.md names tests that are there, or says why it is not covered.
+//! Every row of docs/identity.md and docs/pains.md names tests that are there, or says why it is not covered.
 
 #![allow(clippy::unwrap_used)] // a test ends at the first surprise
 
@@ -38,10 +38,12 @@ fn wrong(page: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
 fn every_row_names_tests_that_are_there_or_a_reason() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let read = |path: &str| std::fs::read_to_string(workspace.join(path)).ok();
-    let page = read("docs/identity.md").unwrap();
-    let wrong = wrong(&page, read);
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(page.lines().filter(|l| l.starts_with("| ")).count() > 50, "rows are missing");
+    for (name, rows) in [("docs/identity.md", 50), ("docs/pains.md", 26)] {
+        let page = read(name).unwrap();
+        let wrong = wrong(&page, read);
+        assert!(wrong.is_empty(), "{name}: {wrong:#?}");
+        assert!(page.lines().filter(|l| l.starts_with("| ")).count() > rows, "{name}: rows are missing");
+    }
 }
 
 #[test]
