@@ -111,7 +111,7 @@ fn digests_are_those_of_b3sum_and_of_nothing_else() {
     let pair = Pair::new(|root| hard_cases(root).unwrap(), PackOptions::default(), Vec::new());
     let mut reader = Reader::new(pair.manifest()).unwrap();
     let (mut whole, mut sparse) = (0, 0);
-    while let Some(entry) = reader.next().unwrap() {
+    while let Some(entry) = reader.next_entry().unwrap() {
         let Some(content) = entry.content else { continue };
         assert_eq!(entry.kind, Kind::File);
         if content.sparse {

@@ -76,7 +76,7 @@ impl<'r> Reader<'r> {
     ///
     /// # Errors
     /// See [`ManifestError`].
-    pub fn next(&mut self) -> Result<Option<Entry<'static>>, ManifestError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry<'static>>, ManifestError> {
         if self.ended {
             return Ok(None);
         }
@@ -250,10 +250,10 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<(Header, Vec<Entry<'static>>), ManifestError> {
         let mut reader = Reader::new(bytes)?;
         let mut entries = Vec::new();
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = reader.next_entry()? {
             entries.push(entry);
         }
-        assert!(reader.next()?.is_none());
+        assert!(reader.next_entry()?.is_none());
         Ok((reader.header().clone(), entries))
     }
 

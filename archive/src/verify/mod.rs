@@ -314,7 +314,7 @@ impl Comparison<'_, '_> {
     }
 
     fn advance(&mut self) -> Result<(), ManifestError> {
-        self.next = self.reader.next()?;
+        self.next = self.reader.next_entry()?;
         if self.next.is_some() {
             self.account.summary.entries += 1;
         }

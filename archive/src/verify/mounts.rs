@@ -35,7 +35,7 @@ pub(super) fn with_content(root: &Path, mut reader: Reader<'_>) -> Result<Vec<St
 }
 
 fn next(reader: &mut Reader<'_>) -> Result<Option<Vec<u8>>, ManifestError> {
-    Ok(reader.next()?.map(|entry| entry.path.into_owned()))
+    Ok(reader.next_entry()?.map(|entry| entry.path.into_owned()))
 }
 
 fn mounted(root: &Path) -> Result<Vec<Vec<u8>>, VerifyError> {
