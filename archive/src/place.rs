@@ -9,6 +9,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown, fstat, futimens};
 use rustix::io::{Errno, pwrite, write};
 
+use crate::attributes::Attributes;
 use crate::entry::Entry;
 use crate::target::{Feature, FsKind};
 use crate::unpack::UnpackError;
@@ -115,6 +116,15 @@ impl Place<'_> {
             self.allow(changed, Feature::Mode, "setting the mode of")?;
         }
         Ok(())
+    }
+
+    /// Gives flags and project id, where there are any.
+    pub(crate) fn attributes(&self, fd: BorrowedFd<'_>, attributes: Attributes) -> Result<(), UnpackError> {
+        if attributes.is_empty() {
+            return Ok(());
+        }
+        self.allow(attributes.set(fd), Feature::Attributes, "setting the flags or the project id of")
+            .map(|_| ())
     }
 
     /// Gives a file whose content stands all else.

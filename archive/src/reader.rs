@@ -12,6 +12,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
+use crate::attributes::Attributes;
 use crate::batch::{Batch, Found, LARGE, LinkKey, Thing, link_key};
 use crate::encode::{self, Encoder, Head};
 use crate::pack::PackError;
@@ -153,9 +154,15 @@ impl Reader {
     }
 
     fn directory(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
-        let xattrs =
-            if found.open { self.xattrs(Object::Open(found.parent.as_fd()), path)? } else { Xattrs::new() };
-        self.plain(path, found, EntryType::Directory, &[], &xattrs, Counts::Directory, out)
+        let (mut xattrs, mut attributes) = (Xattrs::new(), Attributes::default());
+        if found.open {
+            xattrs = self.xattrs(Object::Open(found.parent.as_fd()), path)?;
+            attributes = read_attributes(found.parent.as_fd(), path)?;
+        }
+        let (kind, stat) = (EntryType::Directory, &found.stat);
+        let head = Head { path, stat, kind, link: &[], xattrs: &xattrs, attributes, size: 0, map: None };
+        self.encoder.put(out, &head)?;
+        Ok(Outcome::Done { counts: Counts::Directory, link: None, content: 0, changed: false })
     }
 
     fn symlink(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
@@ -207,6 +214,7 @@ impl Reader {
             return Ok(Outcome::Vanished);
         }
         let xattrs = self.xattrs(Object::Open(fd.as_fd()), path)?;
+        let attributes = read_attributes(fd.as_fd(), path)?;
         let size = stat.stx_size;
         let mut map = None;
         if stat.stx_blocks.saturating_mul(512) < size {
@@ -217,7 +225,8 @@ impl Reader {
             }
         }
         let kind = EntryType::Regular;
-        let head = Head { path, stat: &stat, kind, link: &[], xattrs: &xattrs, size, map: map.as_ref() };
+        let head =
+            Head { path, stat: &stat, kind, link: &[], xattrs: &xattrs, attributes, size, map: map.as_ref() };
         let content = self.encoder.put(out, &head)?;
         let map = map.unwrap_or_else(|| vec![(0, size)]);
         if content > LARGE {
@@ -248,7 +257,16 @@ impl Reader {
         counts: Counts,
         out: &mut Vec<u8>,
     ) -> Result<Outcome, PackError> {
-        let head = Head { path, stat: &found.stat, kind, link, xattrs, size: 0, map: None };
+        let head = Head {
+            path,
+            stat: &found.stat,
+            kind,
+            link,
+            xattrs,
+            attributes: Attributes::default(),
+            size: 0,
+            map: None,
+        };
         self.encoder.put(out, &head)?;
         Ok(Outcome::Done { counts, link: names(&found.stat), content: 0, changed: false })
     }
@@ -281,6 +299,10 @@ fn read_into(
     }
     out.resize(start + wanted, 0);
     Ok(short)
+}
+
+fn read_attributes(fd: BorrowedFd<'_>, path: &[u8]) -> Result<Attributes, PackError> {
+    Attributes::read(fd).map_err(|e| fail("reading the flags of", path, e))
 }
 
 /// Of a file with several names: what it is known by, and how many names it has.
