@@ -18,23 +18,29 @@ use crate::{PathList, shown};
 
 /// What file systems could not hold, from several threads: all are counted, the first of the stream are kept.
 #[derive(Default)]
-pub(crate) struct Notes(Mutex<(u64, BTreeMap<(u64, u64), String>)>);
+pub(crate) struct Notes(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    total: u64,
+    /// By the entry's number and the total then: of one entry, one thread adds all, in their order.
+    first: BTreeMap<(u64, u64), String>,
+}
 
 impl Notes {
     fn add(&self, number: u64, what: String) {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (total, first) = &mut *notes;
-        *total += 1;
-        // Of one entry, one thread adds all, in their order.
-        first.insert((number, *total), what);
-        if first.len() > PathList::KEPT {
-            first.pop_last();
+        notes.total += 1;
+        let key = (number, notes.total);
+        notes.first.insert(key, what);
+        if notes.first.len() > PathList::KEPT {
+            notes.first.pop_last();
         }
     }
 
     pub(crate) fn list(&self) -> PathList {
         let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        PathList { total: notes.0, first: notes.1.values().cloned().collect() }
+        PathList { total: notes.total, first: notes.first.values().cloned().collect() }
     }
 }
 
