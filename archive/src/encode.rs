@@ -3,6 +3,7 @@
 use rustix::fs::Statx;
 use tar::EntryType;
 
+use crate::attributes::Attributes;
 use crate::header::{self, BLOCK, Meta, NAME_ROOM};
 use crate::pack::PackError;
 use crate::xattr::{self, Xattrs};
@@ -15,6 +16,7 @@ pub(crate) struct Head<'a> {
     pub kind: EntryType,
     pub link: &'a [u8],
     pub xattrs: &'a Xattrs,
+    pub attributes: Attributes,
     /// The size of a file's content, and its data regions when there are holes.
     pub size: u64,
     pub map: Option<&'a sparse::Map>,
@@ -112,6 +114,14 @@ fn extended(out: &mut Vec<u8>, name: &[u8], head: &Head<'_>) {
     // A further name of a file has no time of its own.
     if head.kind != EntryType::Link && (mtime.tv_nsec != 0 || mtime.tv_sec < 0) {
         pax::put_time(out, b"mtime", mtime.tv_sec, mtime.tv_nsec);
+    }
+    let Attributes { project, .. } = head.attributes;
+    if project != 0 {
+        pax::put(out, b"KA.projid", project.to_string().as_bytes());
+    }
+    let flags = head.attributes.words();
+    if !flags.is_empty() {
+        pax::put(out, b"SCHILY.fflags", flags.as_bytes());
     }
     for (name, value) in head.xattrs {
         // GNU tar and bsdtar take ACLs as text only. It stands in front: for us the attribute that follows counts.

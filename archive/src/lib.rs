@@ -5,6 +5,7 @@
 //! unpacking lose data without a word (see `tests/tar_crate.rs`).
 
 mod acl;
+mod attributes;
 mod batch;
 mod deferred;
 mod digest;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
+use crate::attributes::Attributes;
 use crate::batch::{Batch, Found, LinkKey, Links, Thing, link_key};
 use crate::digest::Digester;
 use crate::encode::{Encoder, Head};
@@ -261,7 +262,16 @@ impl<W: Write> Packer<'_, W> {
             link.path.clone()
         };
         let (kind, stat, xattrs) = (EntryType::Link, &found.stat, &Xattrs::new());
-        let head = Head { path, stat, kind, link: &target, xattrs, size: 0, map: None };
+        let head = Head {
+            path,
+            stat,
+            kind,
+            link: &target,
+            xattrs,
+            attributes: Attributes::default(),
+            size: 0,
+            map: None,
+        };
         Encoder::default().put(&mut bytes, &head)?;
         self.put(&bytes)?;
         if self.tells {

@@ -9,6 +9,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown, fstat, futimens};
 use rustix::io::{Errno, pwrite, write};
 
+use crate::attributes::Attributes;
 use crate::entry::Entry;
 use crate::target::{Feature, FsKind};
 use crate::unpack::UnpackError;
@@ -17,23 +18,29 @@ use crate::{PathList, shown};
 
 /// What file systems could not hold, from several threads: all are counted, the first of the stream are kept.
 #[derive(Default)]
-pub(crate) struct Notes(Mutex<(u64, BTreeMap<(u64, u64), String>)>);
+pub(crate) struct Notes(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    total: u64,
+    /// By the entry's number and the total then: of one entry, one thread adds all, in their order.
+    first: BTreeMap<(u64, u64), String>,
+}
 
 impl Notes {
     fn add(&self, number: u64, what: String) {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (total, first) = &mut *notes;
-        *total += 1;
-        // Of one entry, one thread adds all, in their order.
-        first.insert((number, *total), what);
-        if first.len() > PathList::KEPT {
-            first.pop_last();
+        notes.total += 1;
+        let key = (number, notes.total);
+        notes.first.insert(key, what);
+        if notes.first.len() > PathList::KEPT {
+            notes.first.pop_last();
         }
     }
 
     pub(crate) fn list(&self) -> PathList {
         let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        PathList { total: notes.0, first: notes.1.values().cloned().collect() }
+        PathList { total: notes.total, first: notes.first.values().cloned().collect() }
     }
 }
 
@@ -115,6 +122,15 @@ impl Place<'_> {
             self.allow(changed, Feature::Mode, "setting the mode of")?;
         }
         Ok(())
+    }
+
+    /// Gives flags and project id, where there are any.
+    pub(crate) fn attributes(&self, fd: BorrowedFd<'_>, attributes: Attributes) -> Result<(), UnpackError> {
+        if attributes.is_empty() {
+            return Ok(());
+        }
+        self.allow(attributes.set(fd), Feature::Attributes, "setting the flags or the project id of")
+            .map(|_| ())
     }
 
     /// Gives a file whose content stands all else.

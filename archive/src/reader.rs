@@ -13,6 +13,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
+use crate::attributes::Attributes;
 use crate::batch::{Batch, Found, LARGE, LinkKey, Thing, link_key};
 use crate::digest::Digester;
 use crate::encode::{self, Encoder, Head};
@@ -170,9 +171,15 @@ impl Reader {
     }
 
     fn directory(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
-        let xattrs =
-            if found.open { self.xattrs(Object::Open(found.parent.as_fd()), path)? } else { Xattrs::new() };
-        self.plain(path, found, EntryType::Directory, &[], &xattrs, Counts::Directory, out)
+        let (mut xattrs, mut attributes) = (Xattrs::new(), Attributes::default());
+        if found.open {
+            xattrs = self.xattrs(Object::Open(found.parent.as_fd()), path)?;
+            attributes = read_attributes(found.parent.as_fd(), path)?;
+        }
+        let (kind, stat) = (EntryType::Directory, &found.stat);
+        let head = Head { path, stat, kind, link: &[], xattrs: &xattrs, attributes, size: 0, map: None };
+        self.encoder.put(out, &head)?;
+        Ok(Outcome::Done { counts: Counts::Directory, link: None, content: 0, changed: false })
     }
 
     fn symlink(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
@@ -224,6 +231,7 @@ impl Reader {
             return Ok(Outcome::Vanished);
         }
         let xattrs = self.xattrs(Object::Open(fd.as_fd()), path)?;
+        let attributes = read_attributes(fd.as_fd(), path)?;
         let size = stat.stx_size;
         let mut map = None;
         if stat.stx_blocks.saturating_mul(512) < size {
@@ -234,7 +242,8 @@ impl Reader {
             }
         }
         let kind = EntryType::Regular;
-        let head = Head { path, stat: &stat, kind, link: &[], xattrs: &xattrs, size, map: map.as_ref() };
+        let head =
+            Head { path, stat: &stat, kind, link: &[], xattrs: &xattrs, attributes, size, map: map.as_ref() };
         let content = self.encoder.put(out, &head)?;
         let sparse = map.is_some();
         let mut told = self.tells.then(|| Box::new(entry(path, &stat, Kind::File, &[], &xattrs)));
@@ -276,7 +285,16 @@ impl Reader {
         counts: Counts,
         out: &mut Vec<u8>,
     ) -> Result<Outcome, PackError> {
-        let head = Head { path, stat: &found.stat, kind, link, xattrs, size: 0, map: None };
+        let head = Head {
+            path,
+            stat: &found.stat,
+            kind,
+            link,
+            xattrs,
+            attributes: Attributes::default(),
+            size: 0,
+            map: None,
+        };
         self.encoder.put(out, &head)?;
         let told = self.tells.then(|| {
             let (kind, content) = match kind {
@@ -353,6 +371,10 @@ fn read_into(
     }
     out.resize(start + wanted, 0);
     Ok(short)
+}
+
+fn read_attributes(fd: BorrowedFd<'_>, path: &[u8]) -> Result<Attributes, PackError> {
+    Attributes::read(fd).map_err(|e| fail("reading the flags of", path, e))
 }
 
 /// Of a file with several names: what it is known by, and how many names it has.

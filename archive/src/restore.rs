@@ -2,6 +2,7 @@
 //! undo part of a later one (writing and a change of owner clear capabilities, a change of owner clears setuid). What
 //! directories get last stands in deferred.rs.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::Read;
 use std::path::Path;
@@ -14,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pread};
 
+use crate::attributes::Attributes;
 use crate::deferred::{Deferred, Record};
 use crate::entry::{Entry, Kind};
 use crate::flusher::{Flusher, sync};
@@ -38,6 +40,9 @@ pub(crate) struct Restorer<'a, 'scope> {
     flusher: Option<Flusher<'scope>>,
     /// Of the entry, from 1.
     number: u64,
+    /// Flags and project ids that are given at the very end: they would forbid work still to be done, or new entries
+    /// would inherit them. With the entry's number, and whether it is a directory.
+    last: BTreeMap<Vec<u8>, (u64, bool, Attributes)>,
 }
 
 impl<'a, 'scope> Restorer<'a, 'scope> {
@@ -55,6 +60,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             writers,
             flusher,
             number: 0,
+            last: BTreeMap::new(),
         })
     }
 
@@ -80,6 +86,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         let path = clean(&entry.path).map_err(refuse)?;
         observer.entry(&path);
         self.number += 1;
+        self.remember_attributes(entry, &path);
         if entry.kind == Kind::Directory {
             self.writers.settle_path(&path)?;
             self.directory(&path, entry)?;
@@ -90,14 +97,20 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             let parent = self.parent(folder)?;
             let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.stored <= SMALL;
             // What has to give way to it is known here only.
-            if small && !self.target.was_directory(&path) {
+            if small && !self.writers.is_empty() && !self.target.was_directory(&path) {
                 self.hand_out(entry, parent, &path, folder, input)?;
             } else {
                 let name = c_string(name, &path)?;
-                self.writers.settle_path(&path)?;
+                if self.target.was_directory(&path) {
+                    // Its content may be under way.
+                    self.writers.settle()?;
+                } else {
+                    self.writers.settle_path(&path)?;
+                }
                 match entry.kind {
                     Kind::File => {
                         let fd = self.create(&parent, &name, &path, entry.mode)?;
+                        self.place(parent.kind, &path).attributes(fd.as_fd(), entry.attributes.open())?;
                         fill(&fd, entry, &path, input, reported, observer)?;
                         self.place(parent.kind, &path).file_metadata(&fd, &Metadata::of(entry))?;
                     }
@@ -119,8 +132,47 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         Ok(())
     }
 
+    /// Keeps what `entry` gets at the end; what stood at its path before gets nothing any more.
+    fn remember_attributes(&mut self, entry: &Entry, path: &[u8]) {
+        let attributes = match entry.kind {
+            Kind::Directory => (!entry.attributes.is_empty()).then_some(entry.attributes),
+            Kind::File => entry.attributes.seal(),
+            _ => None,
+        };
+        match attributes {
+            Some(attributes) => {
+                let directory = entry.kind == Kind::Directory;
+                self.last.insert(path.to_vec(), (self.number, directory, attributes));
+            }
+            None if self.last.is_empty() => {}
+            None => {
+                self.last.remove(path);
+            }
+        }
+    }
+
+    fn last_attributes(&mut self) -> Result<(), UnpackError> {
+        for (path, (number, is_directory, attributes)) in std::mem::take(&mut self.last) {
+            self.number = number;
+            if is_directory {
+                let directory = self.target.directory(&path, false)?;
+                self.place(directory.kind, &path).attributes(directory.as_fd(), attributes)?;
+                continue;
+            }
+            let (folder, name) = split(&path);
+            let parent = self.target.directory(folder, false)?;
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let place = self.place(parent.kind, &path);
+            let fd = openat(&*parent, name, flags, Mode::empty())
+                .map_err(|e| place.fail("opening, to set the flags of,", e))?;
+            place.attributes(fd.as_fd(), attributes)?;
+        }
+        Ok(())
+    }
+
     /// The directory that an entry is in. Where it is not there, something that is to stand in its way may be under way.
     fn parent(&mut self, path: &[u8]) -> Result<Arc<Directory>, UnpackError> {
+        self.writers.settle_path(path)?;
         match self.target.find(path)? {
             Some(directory) => Ok(directory),
             None => {
@@ -141,7 +193,8 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
     ) -> Result<(), UnpackError> {
         let Entry { uid, gid, mode, mtime, .. } = *entry;
         let xattrs = entry.xattrs.clone();
-        let file = File { number: self.number, parent, uid, gid, mode, mtime, xattrs };
+        let attributes = entry.attributes.open();
+        let file = File { number: self.number, parent, uid, gid, mode, mtime, xattrs, attributes };
         self.writers.make(file, path, folder, |content| {
             input.pieces(entry.stored, |piece| {
                 content.extend_from_slice(piece);
@@ -339,6 +392,8 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         self.writers.settle_path(&link)?;
         let (from, from_name) = split(&link);
         let from_name = c_string(from_name, &link)?;
+        // A file may be under way where a directory was before.
+        self.writers.settle_path(from)?;
         let from = self.target.directory(from, false)?;
         let make = || linkat(&*from, &from_name, parent, name, AtFlags::empty());
         let mut made = make();
@@ -443,6 +498,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             }
             futimens(&*directory, &times(record.mtime)).map_err(|e| place.fail("setting the time of", e))
         })?;
+        self.last_attributes()?;
         if let Some(flusher) = self.flusher.take() {
             flusher.finish()?;
             sync(self.target.file_systems())?;

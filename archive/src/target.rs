@@ -42,6 +42,8 @@ pub(crate) enum Feature<'a> {
     Symlink,
     Special,
     HardLink,
+    /// Flags and project ids.
+    Attributes,
 }
 
 impl FsKind {
@@ -56,6 +58,10 @@ impl FsKind {
     /// Whether `errno` means that this kind of file system cannot hold `feature`, rather than that something went wrong.
     pub(crate) fn cannot_hold(self, feature: Feature<'_>, errno: Errno) -> bool {
         match (self, feature) {
+            // Each kind has some of them, and some only when it was made with them.
+            (_, Feature::Attributes) => {
+                [Errno::NOTTY, Errno::OPNOTSUPP, Errno::INVAL, Errno::NOSYS].contains(&errno)
+            }
             (Self::Fat, Feature::Xattr(_)) => errno == Errno::OPNOTSUPP,
             (Self::Fat, _) => errno == Errno::PERM,
             (Self::Full, Feature::Xattr(name)) => errno == Errno::OPNOTSUPP && name.starts_with(b"btrfs."),

@@ -12,10 +12,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
+use crate::attributes::Attributes;
 use crate::place::{Metadata, Notes, Place, first_mode, write_all};
 use crate::shown;
 use crate::target::Directory;
@@ -45,6 +46,7 @@ pub(crate) struct File {
     pub mode: u32,
     pub mtime: (i64, u32),
     pub xattrs: Xattrs,
+    pub attributes: Attributes,
 }
 
 /// Files with their paths and contents, each path with a NUL behind it.
@@ -117,6 +119,8 @@ impl Shared {
         let name =
             CStr::from_bytes_with_nul(&path[start..]).map_err(|_| place.fail("creating", Errno::INVAL))?;
         let fd = create(&file.parent, name, plain, file.mode)?;
+        // Some can be given to an empty file only.
+        place.attributes(fd.as_fd(), file.attributes)?;
         write_all(&fd, content).map_err(|e| place.fail("writing", e))?;
         let File { uid, gid, mode, mtime, .. } = *file;
         place.file_metadata(&fd, &Metadata { uid, gid, mode, mtime, xattrs: &file.xattrs })
@@ -178,9 +182,13 @@ pub(crate) struct Writers<'a> {
 }
 
 impl<'a> Writers<'a> {
-    /// Starts a thread for each processor. They end when this is dropped.
-    pub(crate) fn start<'scope>(shared: &'a Shared, scope: &'scope Scope<'scope, 'a>) -> Self {
-        let count = std::thread::available_parallelism().map_or(1, usize::from).min(MOST);
+    /// As many threads as pay here.
+    pub(crate) fn usual() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from).min(MOST)
+    }
+
+    /// Starts so many threads, which end when this is dropped. Without any, nothing may be handed out.
+    pub(crate) fn start<'scope>(shared: &'a Shared, scope: &'scope Scope<'scope, 'a>, count: usize) -> Self {
         let thread = |_| {
             let (sender, receiver) = sync_channel(WAITING);
             scope.spawn(move || shared.work(&receiver));
@@ -195,8 +203,13 @@ impl<'a> Writers<'a> {
         }
     }
 
+    /// Whether there is no thread.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.threads.is_empty()
+    }
+
     /// Digest of a path.
-    pub(crate) fn digest(&self, path: &[u8]) -> u64 {
+    fn digest(&self, path: &[u8]) -> u64 {
         self.hash.hash_one(path)
     }
 
