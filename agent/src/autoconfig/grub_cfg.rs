@@ -133,7 +133,9 @@ pub fn in_clone(root: &Root, path: &str) -> Option<String> {
     } else {
         plain
     };
-    let places = [plain.to_owned(), format!("/boot{plain}")];
+    let mut places = vec![plain.to_owned(), format!("/boot{plain}")];
+    // Other names of btrfs subvolumes: /root/boot/vmlinuz.
+    places.extend(plain.rfind("/boot/").filter(|&at| at > 0).map(|at| plain[at..].to_owned()));
     places.into_iter().find(|p| root.size(p).is_some_and(|size| size > 0))
 }
 
@@ -194,6 +196,8 @@ menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
         assert_eq!(in_clone(root, "/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/@/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/@rootfs/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/root/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/@/.snapshots/1/snapshot/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/boot/empty"), None);
     }
 

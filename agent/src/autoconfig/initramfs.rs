@@ -2,6 +2,7 @@
 //! of the node's disks is missing from it, when something baked into it changed, or when policy says so.
 
 use super::initramfs_tools::{Builder, Kernel, kernels};
+use super::names::Spec;
 use super::{Change, Context, Piece, entries, uki};
 use anyhow::{Context as _, Result, bail};
 use ka_layout::order;
@@ -33,6 +34,9 @@ impl Piece for Initramfs {
             && let Some(builder) = builder
         {
             reasons.extend(missing_drivers(context, builder, &kernels, &needed)?);
+        }
+        if builder == Some(Builder::Dracut) {
+            reasons.extend(baked_root(context));
         }
         // A unified image has its command line inside.
         for (file, options) in uki::images(context)? {
@@ -142,6 +146,14 @@ fn check_kernels(
     Ok(())
 }
 
+/// dracut writes the host's root into the image, unless it is told not to.
+fn baked_root(context: &Context) -> Option<String> {
+    let root = context.order.golden.filesystems.iter().find(|fs| fs.path.as_deref() == Some("/"))?;
+    let uuid = root.uuid.as_ref()?;
+    let is_here = context.names().bearer(&Spec::Uuid(uuid.clone())).is_some();
+    (!is_here).then(|| format!("the golden node's root {uuid} is not on this node"))
+}
+
 /// For each initramfs the drivers that it lacks, as reasons to build it anew.
 fn missing_drivers(
     context: &Context,
@@ -159,7 +171,14 @@ fn missing_drivers(
     }
     for Kernel { version, image } in kernels {
         let (Some(image), Some(provided)) = (image, provides(context, version)?) else { continue };
-        let Some(list) = builder.list(context, image)? else { continue };
+        let list = match builder.list(context, image) {
+            Ok(Some(list)) => list,
+            Ok(None) => continue,
+            Err(e) => {
+                reasons.push(format!("{e:#}"));
+                continue;
+            }
+        };
         let builtin =
             context.root.read_text(format!("/lib/modules/{version}/modules.builtin"))?.unwrap_or_default();
         let inside: BTreeSet<String> = list.lines().chain(builtin.lines()).filter_map(module_of).collect();
@@ -251,6 +270,30 @@ mod tests {
         assert_eq!(reasons, ["/boot/initramfs-6.1.img lacks nvme"]);
         let needed = ["virtio_blk".to_owned()].into();
         assert_eq!(missing_drivers(&context, Builder::Dracut, &found, &needed).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn dracuts_image_of_another_root_is_built_anew() {
+        let mut lab = lab_with_kernel("kernel/fs/ext4/ext4.ko\n", "");
+        lab.file("/usr/bin/dracut", "");
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert!(Initramfs.apply(&context).unwrap().is_empty() && context.ran().is_empty());
+        drop(context);
+        lab.renew(3, "11111111-2222-4333-8444-555555555555");
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert!(Initramfs.apply(&context).unwrap()[0].what.contains("the golden node's root"));
+        assert_eq!(context.ran(), ["dracut --force --no-hostonly --kver 6.1"]);
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_listed_is_built_anew() {
+        let lab = lab_with_kernel("kernel/fs/ext4/ext4.ko\n", "");
+        lab.file("/boot/initramfs-6.1.img", "torn").file("/usr/bin/dracut", "").file("/usr/bin/lsinitrd", "");
+        let context = lab.pretending(|line| {
+            if line.starts_with("lsinitrd") { anyhow::bail!("no cpio archive") } else { Ok(String::new()) }
+        });
+        assert!(Initramfs.apply(&context).unwrap()[0].what.contains("no cpio archive"));
+        assert_eq!(context.ran().len(), 2);
     }
 
     #[test]
