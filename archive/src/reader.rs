@@ -179,7 +179,8 @@ impl Reader {
         let (kind, stat) = (EntryType::Directory, &found.stat);
         let head = Head { path, stat, kind, link: &[], xattrs: &xattrs, attributes, size: 0, map: None };
         self.encoder.put(out, &head)?;
-        Ok(Outcome::Done { counts: Counts::Directory, link: None, content: 0, changed: false })
+        let told = self.tells.then(|| Box::new(entry(path, stat, Kind::Directory, &[], &xattrs)));
+        Ok(Outcome::Done { counts: Counts::Directory, link: None, content: 0, changed: false, told })
     }
 
     fn symlink(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
@@ -302,7 +303,6 @@ impl Reader {
                 EntryType::Char => (Kind::Char, None),
                 EntryType::Block => (Kind::Block, None),
                 EntryType::Fifo => (Kind::Fifo, None),
-                EntryType::Directory => (Kind::Directory, None),
                 // Sent empty.
                 _ => {
                     let digest = Digester::new(false).finish(0);
