@@ -1,24 +1,32 @@
-//! Ka's archive as a program of its own, for measuring it beside other archivers (`cargo xtask bench archive`):
-//! `ka-tar pack DIRECTORY FILE` and `ka-tar unpack FILE DIRECTORY`, with the code and the options of server and agent.
+//! The archive library as a program, for measurements and for trying it against other tars:
+//! `ka-tar pack DIR > STREAM`, `ka-tar unpack DIR < STREAM`, `ka-tar hard-cases DIR`, `ka-tar measure DIR`.
 
-use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ka_archive::{PackOptions, UnpackOptions, pack, unpack};
+use ka_archive::{PackOptions, UnpackOptions, measure, pack, testing, unpack};
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = match words.as_slice() {
-        ["pack", from, to] => pack_to(Path::new(from), Path::new(to)),
-        ["unpack", from, to] => unpack_to(Path::new(from), Path::new(to)),
-        ["--version"] => Ok(format!("ka-tar {}", env!("CARGO_PKG_VERSION"))),
-        _ => Err("usage: ka-tar pack DIRECTORY FILE | ka-tar unpack FILE DIRECTORY".to_owned()),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [command, root] = &arguments[..] else {
+        eprintln!("usage: ka-tar pack|unpack|hard-cases|measure DIR");
+        return ExitCode::from(2);
     };
-    match done {
-        Ok(summary) => {
-            println!("{summary}");
+    let root = PathBuf::from(root);
+    let options = PackOptions { root: root.clone(), ..PackOptions::default() };
+    let result: Result<String, Box<dyn std::error::Error>> = match command.as_str() {
+        "pack" => pack(&options, io::stdout().lock(), &mut ()).map(|s| format!("{s:?}")).map_err(Into::into),
+        "unpack" => unpack(io::stdin().lock(), &UnpackOptions { root, sync: false }, &mut ())
+            .map(|s| format!("{s:?}"))
+            .map_err(Into::into),
+        "hard-cases" => testing::hard_cases(&root).map(|()| String::new()).map_err(Into::into),
+        "measure" => measure(&options).map(|s| format!("{s:?}")).map_err(Into::into),
+        other => Err(format!("unknown command {other}").into()),
+    };
+    match result {
+        Ok(text) => {
+            eprintln!("{text}");
             ExitCode::SUCCESS
         }
         Err(e) => {
@@ -26,18 +34,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn pack_to(from: &Path, to: &Path) -> Result<String, String> {
-    let file = File::create(to).map_err(|e| format!("making {}: {e}", to.display()))?;
-    let options = PackOptions { root: from.to_owned(), ..PackOptions::default() };
-    let summary = pack(&options, file, &mut ()).map_err(|e| e.to_string())?;
-    Ok(format!("{} files, {} bytes", summary.files, summary.archive_bytes))
-}
-
-fn unpack_to(from: &Path, to: &Path) -> Result<String, String> {
-    let file = File::open(from).map_err(|e| format!("opening {}: {e}", from.display()))?;
-    let options = UnpackOptions { root: to.to_owned(), sync: true };
-    let summary = unpack(file, &options, &mut ()).map_err(|e| e.to_string())?;
-    Ok(format!("{} files, {} bytes", summary.files, summary.archive_bytes))
 }

@@ -170,11 +170,11 @@ pub fn build_archiver(log: &Path) -> Result<PathBuf> {
         return Ok(program);
     }
     let Metadata { target_directory, workspace_root } = metadata()?;
-    say!("build", "ka-tar, the archive in a program of its own");
+    say!("build", "ka-archiver, the archive in a program of its own");
     let words =
-        ["build", "--locked", "--release", "--target", MUSL, "-p", "ka-archive", "--example", "ka-tar"];
+        ["build", "--locked", "--release", "--target", MUSL, "-p", "ka-archive", "--example", "ka-archiver"];
     run::logged(Command::new(cargo()).current_dir(workspace_root).args(words), log, LIMIT)?;
-    let program = target_directory.join(MUSL).join("release/examples/ka-tar");
+    let program = target_directory.join(MUSL).join("release/examples/ka-archiver");
     check_static(&program)?;
     Ok(program)
 }
