@@ -225,16 +225,16 @@ impl Account<'_> {
         here: Option<String>,
     ) -> bool {
         let reason = self.expectations.reason(path, what, directory).map(str::to_owned);
-        self.told(Difference { path: path.to_vec(), what, golden, here, expected: reason })
+        self.told(&Difference { path: path.to_vec(), what, golden, here, expected: reason })
     }
 
     /// Whether it was to be expected.
-    fn told(&mut self, difference: Difference) -> bool {
+    fn told(&mut self, difference: &Difference) -> bool {
         match &difference.expected {
             Some(why) => *self.summary.expected.entry(why.clone()).or_default() += 1,
             None => self.summary.differences += 1,
         }
-        (self.tell)(&difference);
+        (self.tell)(difference);
         difference.expected.is_some()
     }
 
@@ -471,7 +471,7 @@ impl Comparison<'_, '_> {
         if entry.changed && self.account.changed {
             let why = Some("it changed while it was packed".to_owned());
             let path = item.path.to_vec();
-            self.account.told(Difference {
+            self.account.told(&Difference {
                 path,
                 what: What::Content,
                 golden: None,
