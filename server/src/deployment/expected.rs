@@ -87,7 +87,8 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
 pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
     let done = |piece: &str| {
         let kept = piece == "ssh-keys" && policy.ssh_keys == SshKeys::Keep;
-        !kept && !policy.skip.iter().any(|skipped| skipped == piece)
+        let named = |list: &[String]| list.iter().any(|name| name == piece);
+        !kept && !named(&policy.skip) && (policy.only.is_empty() || named(&policy.only))
     };
     let mut list: Vec<Expected> = PIECES
         .iter()
@@ -185,14 +186,26 @@ mod tests {
             of_a_clone(&layout, policy).into_iter().map(|expected| expected.glob).collect()
         };
         let all = globs(&Policy::default());
-        for glob in
-            ["/etc/fstab", "/etc/ssh/ssh_host_*_key", "/lost+found", "/srv/d/lost+found", "/srv", "/srv/d"]
-        {
+        for glob in [
+            "/etc/fstab",
+            "/etc/ssh/ssh_host_*_key{,.pub}",
+            "/lost+found",
+            "/srv/d/lost+found",
+            "/srv",
+            "/srv/d",
+        ] {
             assert!(all.iter().any(|g| g == glob), "{glob}: {all:?}");
         }
         let policy = Policy { skip: vec!["fstab".to_owned()], ssh_keys: SshKeys::Keep, ..Policy::default() };
         let some = globs(&policy);
         assert!(!some.iter().any(|g| g == "/etc/fstab" || g.starts_with("/etc/ssh/")), "{some:?}");
+        let policy = Policy { only: vec!["fstab".to_owned()], ..Policy::default() };
+        let only = globs(&policy);
+        assert!(
+            only.iter().any(|g| g == "/etc/fstab") && only.iter().any(|g| g == "/lost+found"),
+            "{only:?}"
+        );
+        assert!(!only.iter().any(|g| g == "/etc/machine-id" || g.starts_with("/boot")), "{only:?}");
         for expected in of_a_clone(&layout, &Policy::default()) {
             assert_ne!(expected.allows, ka_archive::Allows::default(), "{}", expected.glob);
         }
