@@ -140,7 +140,8 @@ impl Expectations {
 }
 
 fn compiled(glob: &str) -> Result<globset::Glob, globset::Error> {
-    GlobBuilder::new(glob).literal_separator(true).build()
+    // `{,.pub}` means the name without an ending, too.
+    GlobBuilder::new(glob).literal_separator(true).empty_alternates(true).build()
 }
 
 /// The globs that braces stand for: `/a/{b,c/d}` means `/a/b` and `/a/c/d`. Braces in brackets are no braces.
@@ -205,9 +206,12 @@ mod tests {
             Expected::new("extra", "/lost+found", "mkfs"),
             Expected::new("content", "/opt/{a,b/c}.{x,y}", "both"),
             Expected::new("content", "/odd[{]/{a,{b,c}}", "nested"),
+            Expected::new("missing", "/etc/ssh/*_key{,.pub}", "keys"),
         ];
         let expectations = Expectations::new(list).unwrap();
         for (path, what, directory, reason) in [
+            ("etc/ssh/host_key", What::Missing, false, Some("keys")),
+            ("etc/ssh/host_key.pub", What::Missing, false, Some("keys")),
             ("etc/hostname", What::Content, false, Some("name")),
             ("etc/hostname", What::Extra, false, Some("name")),
             ("etc/hostname", What::Mode, false, None),
