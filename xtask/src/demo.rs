@@ -22,6 +22,9 @@ pub const MACHINES: [Bare; 3] = [
 /// The whole deployment, on a loaded machine without KVM.
 const LIMIT: Duration = Duration::from_secs(1200);
 
+/// Bytes that builds and virtual disks take.
+const ROOM: u64 = 8 << 30;
+
 /// Runs the demonstration in `dir`.
 ///
 /// # Errors
@@ -30,6 +33,7 @@ pub fn run(dir: &Path) -> Result<()> {
     let start = Instant::now();
     say!("demo", "logs are kept in {}", dir.display());
     setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
+    setup::room(dir, ROOM)?;
     let binaries = binaries::build(&dir.join("build.log"))?;
     let golden = golden::get(&dir.join("golden.log"))?;
     let accel = accel::choose(&golden.vmlinuz())?;

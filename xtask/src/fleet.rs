@@ -57,6 +57,7 @@ impl Fleet {
                 board: machine.board,
                 memory: MEMORY,
                 disks,
+                extra: None,
                 mac,
                 tap: net.tap()?,
                 accel,

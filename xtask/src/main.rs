@@ -8,6 +8,7 @@ mod fleet;
 mod golden;
 mod interrupt;
 mod lab;
+mod matrix;
 mod node;
 mod run;
 mod say;
@@ -76,6 +77,7 @@ enum LabCommand {
     Boot(lab::boot::Boot),
     Golden(LabGolden),
     Login(LabLogin),
+    Matrix(matrix::Matrix),
     Setup(LabSetup),
 }
 
@@ -147,6 +149,10 @@ fn run_command(command: Command) -> Result<Exit> {
         Command::Lab(Lab { command: LabCommand::Boot(boot) }) => {
             lab::boot::run(&boot, &run_dir("boot")?)?;
             Ok(Exit::Done)
+        }
+        Command::Lab(Lab { command: LabCommand::Matrix(matrix) }) => {
+            let passed = matrix::run(&matrix, &run_dir("matrix")?)?;
+            Ok(if passed { Exit::Done } else { Exit::Failed })
         }
         Command::Lab(Lab { command: LabCommand::Setup(_) }) => {
             setup::ensure(setup::Scope::Lab, &run_dir("setup")?.join("setup.log"))?;

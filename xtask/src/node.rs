@@ -124,11 +124,30 @@ pub struct Identity {
     pub ssh_keys: Vec<String>,
 }
 
-/// Asks a machine that was logged in to who it is.
+/// Asks a machine with the layout of the demonstration, that was logged in to, who it is.
 ///
 /// # Errors
 /// When it is not `name`, has an identity of the golden tree's, or does not run as it should.
 pub fn check_identity(vm: &mut Vm, name: &str, golden: &Path) -> Result<Identity> {
+    let identity = check_itself(vm, name, golden)?;
+    let mut ask = |command: &str| vm.shell_ok(command, COMMAND_LIMIT);
+    let root = ask("findmnt -no UUID,FSTYPE /")?;
+    if root.split_whitespace().collect::<Vec<_>>() != [golden::ROOT_UUID, "ext4"] {
+        bail!("/ is `{root}`");
+    }
+    let swap = ask("tail -n +2 /proc/swaps | wc -l")?;
+    if swap != "1" {
+        bail!("{swap} swap spaces are in use, 1 was expected");
+    }
+    ask("findmnt -no FSTYPE /boot/efi").context("the EFI system partition is not mounted")?;
+    Ok(identity)
+}
+
+/// Asks a machine of any layout, that was logged in to, who it is.
+///
+/// # Errors
+/// When it is not `name`, has an identity of the golden tree's, or its sshd does not run.
+pub fn check_itself(vm: &mut Vm, name: &str, golden: &Path) -> Result<Identity> {
     let mut ask = |command: &str| vm.shell_ok(command, COMMAND_LIMIT);
     let host = ask("cat /proc/sys/kernel/hostname")?;
     if host != name {
@@ -143,15 +162,6 @@ pub fn check_identity(vm: &mut Vm, name: &str, golden: &Path) -> Result<Identity
     {
         bail!("/etc/machine-id is `{machine_id}`; the golden node's is `{}`", golden_id.trim());
     }
-    let root = ask("findmnt -no UUID,FSTYPE /")?;
-    if root.split_whitespace().collect::<Vec<_>>() != [golden::ROOT_UUID, "ext4"] {
-        bail!("/ is `{root}`");
-    }
-    let swap = ask("tail -n +2 /proc/swaps | wc -l")?;
-    if swap != "1" {
-        bail!("{swap} swap spaces are in use, 1 was expected");
-    }
-    ask("findmnt -no FSTYPE /boot/efi").context("the EFI system partition is not mounted")?;
     ask("sshd -t").context("sshd does not like its keys")?;
     ask("for i in $(seq 60); do systemctl is-active --quiet ssh && break; sleep 1; done; systemctl is-active --quiet ssh")
         .context("sshd does not run")?;

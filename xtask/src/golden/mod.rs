@@ -52,6 +52,24 @@ format = { fs = "ext4", label = "golden", uuid = "6b610000-1ab0-4000-8000-000000
 mount  = { path = "/", options = "errors=remount-ro" }
 "#;
 
+/// A kind of golden machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guest {
+    /// For people.
+    pub name: &'static str,
+    suite: &'static str,
+    /// Packages beyond those of every guest.
+    packages: &'static str,
+}
+
+/// The golden machine of the demonstration and of most tests.
+pub const PLAIN: Guest = Guest { name: "Debian 12", suite: "bookworm", packages: "" };
+const STORAGE: &str = "lvm2 mdadm cryptsetup cryptsetup-initramfs";
+/// One that can live on LVM, arrays and encrypted volumes.
+pub const DEBIAN_12: Guest = Guest { packages: STORAGE, ..PLAIN };
+/// See [`DEBIAN_12`].
+pub const DEBIAN_13: Guest = Guest { name: "Debian 13", suite: "trixie", packages: STORAGE };
+
 /// A golden tree on this machine.
 #[derive(Debug, Clone)]
 pub struct Golden {
@@ -75,22 +93,30 @@ impl Golden {
     }
 }
 
-/// The golden machine, from the cache or made now.
+/// The plain golden machine, from the cache or made now.
 ///
 /// # Errors
 /// When it cannot be made; the log says why.
 pub fn get(log: &Path) -> Result<Golden> {
-    let tree = Path::new(CACHE).join(format!("golden-{:016x}", recipe_hash()));
+    get_guest(&PLAIN, log)
+}
+
+/// A golden machine, from the cache or made now.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_guest(guest: &Guest, log: &Path) -> Result<Golden> {
+    let tree = Path::new(CACHE).join(format!("golden-{:016x}", recipe_hash(guest)));
     if tree.exists() {
         say!("golden", "{} is there", tree.display());
     } else {
-        make(&tree, log)?;
+        make(guest, &tree, log)?;
     }
     let kernel = kernel_of(&tree)?;
     Ok(Golden { tree, kernel })
 }
 
-fn make(tree: &Path, log: &Path) -> Result<()> {
+fn make(guest: &Guest, tree: &Path, log: &Path) -> Result<()> {
     let mirror = setup::debian_mirror()?;
     std::fs::create_dir_all(CACHE).with_context(|| format!("making {CACHE}"))?;
     let work = tempfile::Builder::new()
@@ -99,13 +125,15 @@ fn make(tree: &Path, log: &Path) -> Result<()> {
         .with_context(|| format!("making a folder in {CACHE}"))?;
     let fresh = work.path().join("tree");
     std::fs::create_dir(&fresh).with_context(|| format!("making {}", fresh.display()))?;
-    say!("golden", "making a Debian machine by debootstrap (two to five minutes)");
+    say!("golden", "making a {} machine by debootstrap (two to five minutes)", guest.name);
     let time = run::logged(
         Command::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"])
             .args(["bash", "-c", RECIPE, "recipe"])
             .arg(&fresh)
             .arg(&mirror)
+            .env("KA_SUITE", guest.suite)
+            .env("KA_PACKAGES", guest.packages)
             .env("KA_ROOT_UUID", ROOT_UUID)
             .env("KA_ESP_UUID", ESP_UUID)
             .env("KA_SWAP_UUID", SWAP_UUID)
@@ -114,7 +142,7 @@ fn make(tree: &Path, log: &Path) -> Result<()> {
         log,
         LIMIT,
     )
-    .context("making the golden machine")?;
+    .with_context(|| format!("making the golden machine, {}", guest.name))?;
     std::fs::rename(&fresh, tree).with_context(|| format!("moving it to {}", tree.display()))?;
     say!("golden", "made {} in {:.0} s", tree.display(), time.as_secs_f64());
     Ok(())
@@ -133,8 +161,8 @@ fn kernel_of(tree: &Path) -> Result<String> {
 }
 
 /// FNV-1a: the same from one Rust to the next, which the standard library's hasher does not promise.
-fn recipe_hash() -> u64 {
-    let parts = [RECIPE, HOSTNAME, PASSWORD, ROOT_UUID, SWAP_UUID, ESP_UUID];
+fn recipe_hash(guest: &Guest) -> u64 {
+    let parts = [RECIPE, guest.suite, guest.packages, HOSTNAME, PASSWORD, ROOT_UUID, SWAP_UUID, ESP_UUID];
     parts
         .iter()
         .flat_map(|part| part.bytes())
@@ -144,6 +172,12 @@ fn recipe_hash() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guests_are_kept_apart() {
+        let names = [PLAIN, DEBIAN_12, DEBIAN_13].map(|guest| recipe_hash(&guest));
+        assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2], "{names:?}");
+    }
 
     #[test]
     fn layout_and_fstab_name_the_same_file_systems() {

@@ -1,14 +1,14 @@
 # Makes the lab's golden machine: a Debian tree with a generic kernel, both kinds of GRUB, and some files that are hard
 # to copy. Runs in mount and PID namespaces of its own, so that nothing is left behind when it is killed.
 # $1: the folder to fill (empty)   $2: address of the Debian archive
-# Environment: KA_ROOT_UUID KA_ESP_UUID KA_SWAP_UUID KA_PASSWORD KA_HOSTNAME
+# Environment: KA_SUITE KA_PACKAGES KA_ROOT_UUID KA_ESP_UUID KA_SWAP_UUID KA_PASSWORD KA_HOSTNAME
 set -euo pipefail
 tree=$1
 mirror=$2
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 echo "## debootstrap"
-debootstrap --variant=minbase --merged-usr bookworm "$tree" "$mirror"
+debootstrap --variant=minbase --merged-usr "$KA_SUITE" "$tree" "$mirror"
 
 # Documentation, and drivers that neither a server room nor the lab has, stay out: half the size, half the time.
 cat > "$tree/etc/dpkg/dpkg.cfg.d/lab" <<'X'
@@ -27,12 +27,21 @@ path-exclude=/lib/modules/*/kernel/drivers/isdn/*
 path-exclude=/lib/modules/*/kernel/drivers/net/wireless/*
 path-exclude=/lib/modules/*/kernel/net/wireless/*
 path-exclude=/lib/modules/*/kernel/net/mac80211/*
+path-exclude=/usr/lib/modules/*/kernel/sound/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/gpu/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/media/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/staging/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/iio/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/isdn/*
+path-exclude=/usr/lib/modules/*/kernel/drivers/net/wireless/*
+path-exclude=/usr/lib/modules/*/kernel/net/wireless/*
+path-exclude=/usr/lib/modules/*/kernel/net/mac80211/*
 X
 # A BIOS reads an IDE disk word by word, which takes minutes for Debian's usual 30 MB when it is emulated: the initramfs
 # holds the disk drivers of the lab's machines and no more.
 mkdir -p "$tree/etc/initramfs-tools/conf.d" "$tree/usr/share/initramfs-tools/modules.d"
 echo MODULES=list > "$tree/etc/initramfs-tools/conf.d/lab"
-printf '%s\n' ext4 crc32c_generic ata_piix ata_generic ahci nvme virtio_pci virtio_blk virtio_scsi sd_mod \
+printf '%s\n' ext4 xfs btrfs crc32c_generic ata_piix ata_generic ahci nvme virtio_pci virtio_blk virtio_scsi sd_mod \
   > "$tree/usr/share/initramfs-tools/modules.d/lab"
 printf '#!/bin/sh\nexit 101\n' > "$tree/usr/sbin/policy-rc.d"
 chmod 755 "$tree/usr/sbin/policy-rc.d"
@@ -58,7 +67,7 @@ in_tree apt-get -o APT::Sandbox::User=root install -y --no-install-recommends \
   zstd linux-image-amd64 initramfs-tools grub-pc grub-efi-amd64-bin efibootmgr \
   systemd-sysv udev dbus kmod iproute2 openssh-server \
   e2fsprogs dosfstools xfsprogs btrfs-progs fdisk acl attr libcap2-bin \
-  rsync cpio busybox-static dnsmasq-base ipxe
+  rsync cpio busybox-static dnsmasq-base ipxe $KA_PACKAGES
 
 echo "## configuration"
 echo "$KA_HOSTNAME" > "$tree/etc/hostname"

@@ -45,6 +45,7 @@ pub fn run(boot: &Boot, dir: &Path) -> Result<()> {
         board,
         memory: fleet::MEMORY,
         disks: vec![boot.disk.clone()],
+        extra: None,
         mac: "52:54:00:6b:61:fd".into(),
         tap: net.tap()?,
         accel: accel::choose(&golden.vmlinuz())?,

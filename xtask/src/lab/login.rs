@@ -36,6 +36,7 @@ pub fn run(dir: &Path) -> Result<()> {
         board: Board::BiosVirtio,
         memory: 512,
         disks: vec![disk],
+        extra: None,
         mac: "52:54:00:6b:61:fe".into(),
         tap: net.tap()?,
         accel,

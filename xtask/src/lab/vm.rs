@@ -47,6 +47,12 @@ pub enum Board {
     UefiNvme,
     /// SeaBIOS, virtio disk, virtio-net.
     BiosVirtio,
+    /// SeaBIOS, SCSI disk behind virtio-scsi, virtio-net.
+    BiosScsi,
+    /// OVMF, AHCI (SATA) disk, virtio-net.
+    UefiAhci,
+    /// OVMF, NVMe disk with sectors of 4096 bytes, virtio-net.
+    UefiNvme4096,
 }
 
 impl Board {
@@ -58,11 +64,14 @@ impl Board {
             Self::BiosAhci => "BIOS, AHCI",
             Self::UefiNvme => "UEFI, NVMe",
             Self::BiosVirtio => "BIOS, virtio",
+            Self::BiosScsi => "BIOS, SCSI",
+            Self::UefiAhci => "UEFI, AHCI",
+            Self::UefiNvme4096 => "UEFI, NVMe 4096",
         }
     }
 
     fn uefi(self) -> bool {
-        self == Self::UefiNvme
+        matches!(self, Self::UefiNvme | Self::UefiAhci | Self::UefiNvme4096)
     }
 }
 
@@ -77,6 +86,8 @@ pub struct Spec {
     pub memory: u32,
     /// Its disks, raw files, the first to boot from first.
     pub disks: Vec<PathBuf>,
+    /// A disk that is only read, on virtio, after all others.
+    pub extra: Option<PathBuf>,
     /// Its network card's address, `52:54:00:...`.
     pub mac: String,
     /// Its tap.
@@ -130,8 +141,10 @@ impl Spec {
         let rom = if self.board.uefi() { ",romfile=" } else { "" };
         add(&format!("-device {card},netdev=net0,mac={},bootindex=1{rom}", self.mac));
         add("-object rng-random,id=rng0,filename=/dev/urandom -device virtio-rng-pci,rng=rng0");
-        if self.board == Board::BiosAhci {
-            add("-device ahci,id=ahci0");
+        match self.board {
+            Board::BiosAhci | Board::UefiAhci => add("-device ahci,id=ahci0"),
+            Board::BiosScsi => add("-device virtio-scsi-pci,id=scsi0"),
+            _ => {}
         }
         for (i, disk) in self.disks.iter().enumerate() {
             add(&format!(
@@ -144,14 +157,25 @@ impl Spec {
                 Board::BiosIde => {
                     format!("-device ide-hd,drive=disk{i},serial={serial},bus=ide.{i},bootindex={boot}")
                 }
-                Board::BiosAhci => {
+                Board::BiosAhci | Board::UefiAhci => {
                     format!("-device ide-hd,drive=disk{i},serial={serial},bus=ahci0.{i},bootindex={boot}")
                 }
                 Board::UefiNvme => format!("-device nvme,drive=disk{i},serial={serial},bootindex={boot}"),
                 Board::BiosVirtio => {
                     format!("-device virtio-blk-pci,drive=disk{i},serial={serial},bootindex={boot}")
                 }
+                Board::BiosScsi => {
+                    format!("-device scsi-hd,drive=disk{i},serial={serial},bus=scsi0.0,bootindex={boot}")
+                }
+                Board::UefiNvme4096 => format!(
+                    "-device nvme,drive=disk{i},serial={serial},bootindex={boot},logical_block_size=4096,\
+                     physical_block_size=4096"
+                ),
             });
+        }
+        if let Some(extra) = &self.extra {
+            add(&format!("-drive if=none,id=extra,format=raw,readonly=on,file={}", extra.display()));
+            add("-device virtio-blk-pci,drive=extra");
         }
         if let Some(golden) = &self.kernel {
             words.extend(["-kernel".into(), golden.vmlinuz().display().to_string()]);

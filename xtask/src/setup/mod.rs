@@ -7,7 +7,7 @@ mod musl;
 pub use apt::debian_mirror;
 
 use crate::say;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 
 /// The Rust target of everything that runs on a node or inside a golden machine.
@@ -107,6 +107,21 @@ pub fn ensure(scope: Scope, log: &Path) -> Result<()> {
     musl::ensure(log)
 }
 
+/// Refuses to begin when the file system of `dir` has less than `bytes` free: a lab that runs full fails an hour later, for
+/// reasons that look like anything else.
+///
+/// # Errors
+/// As said, and when the file system cannot be asked.
+pub fn room(dir: &Path, bytes: u64) -> Result<()> {
+    let space = rustix::fs::statvfs(dir).with_context(|| format!("asking for the space in {}", dir.display()))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    if free < bytes {
+        let (free, bytes) = (ka_cli::units::show_size(free), ka_cli::units::show_size(bytes));
+        bail!("{}: {free} are free there, builds and virtual disks need {bytes}", dir.display());
+    }
+    Ok(())
+}
+
 /// Files move between /bin and /usr/bin from one Debian to the next: both count.
 fn is_there(file: &str) -> bool {
     Path::new(file).exists() || file.strip_prefix("/usr").is_some_and(|short| Path::new(short).exists())
@@ -133,6 +148,14 @@ fn advice(packages: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_refused_at_once() {
+        room(Path::new("/"), 1).unwrap();
+        let error = room(Path::new("/"), u64::MAX).unwrap_err().to_string();
+        assert!(error.contains("are free there"), "{error}");
+        assert!(room(Path::new("/nowhere"), 1).is_err());
+    }
 
     #[test]
     fn advice_names_the_commands() {

@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// The tests that need virtual machines.
 const MACHINE_TESTS: [&str; 3] = ["three-boards", "second-generation", "wrong-inputs"];
 
+/// Bytes that builds and virtual disks take.
+const ROOM: u64 = 12 << 30;
+
 /// How many tests ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -86,6 +89,7 @@ pub fn run(options: &Options, dir: &Path) -> Result<bool> {
     say!("test", "logs are kept in {}", dir.display());
     let scope = if options.quick { setup::Scope::Tests } else { setup::Scope::Lab };
     setup::ensure(scope, &dir.join("setup.log"))?;
+    setup::room(dir, ROOM)?;
     let mut tally = Tally::default();
     if options.only.is_empty() {
         let golden = match options.quick {

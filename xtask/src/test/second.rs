@@ -58,6 +58,7 @@ pub fn run(lab: &Lab, first: &Path) -> Result<()> {
             board,
             memory,
             disks: vec![disk.to_path_buf()],
+            extra: None,
             mac: mac.into(),
             tap: net.tap()?,
             accel: lab.accel,

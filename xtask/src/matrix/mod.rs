@@ -1,0 +1,270 @@
+//! `cargo xtask lab matrix`: guests, firmware, disks, layouts and file systems in every combination that matters. Each row is a
+//! whole deployment: a bare machine is installed by PXE, boots its clone, and is compared there with the manifest of what
+//! was sent. Rows of one chain run one after the other on the same machine, so that a row can find what another has left.
+
+mod life;
+mod report;
+mod rows;
+
+use crate::binaries::{self, Binaries};
+use crate::golden::{self, Golden, Guest};
+use crate::lab::accel;
+use crate::lab::vm::{self, Accel};
+use crate::{interrupt, say, server, setup};
+use anyhow::{Context, Result, bail};
+use argh::FromArgs;
+use ka_cli::units::show_time;
+use life::{Seen, Setting};
+use report::Outcome;
+use rows::{CHAINS, Chain, Layout, Row};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// Installs, boots and compares clones of many kinds of guests, machines and
+/// layouts.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "matrix")]
+pub struct Matrix {
+    /// only this row, and those before it on whose disks it builds (repeatable)
+    #[argh(option, arg_name = "NAME")]
+    row: Vec<String>,
+    /// machines at once (default 2)
+    #[argh(option, default = "2", arg_name = "N")]
+    jobs: usize,
+    /// write the table here, too
+    #[argh(option, arg_name = "FILE")]
+    table: Option<PathBuf>,
+    /// only list the rows
+    #[argh(switch)]
+    list: bool,
+}
+
+/// Bytes that builds and virtual disks take; those of a row that passed are removed.
+const ROOM: u64 = 12 << 30;
+
+/// Runs the matrix; whether every row passed.
+///
+/// # Errors
+/// When it cannot be run at all.
+pub fn run(matrix: &Matrix, dir: &Path) -> Result<bool> {
+    let chains = chosen(&matrix.row)?;
+    if matrix.list {
+        for (chain, row) in chains.iter().flat_map(|chain| chain.rows.iter().map(move |row| (chain, row))) {
+            println!("{:<14} {:<10} {:<16} {}", row.name, row.guest.name, chain.board.name(), row.about);
+        }
+        return Ok(true);
+    }
+    let start = Instant::now();
+    say!("matrix", "logs are kept in {}", dir.display());
+    setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
+    setup::room(dir, ROOM)?;
+    let binaries = binaries::build(&dir.join("build.log"))?;
+    let outcomes = run_chains(&chains, &binaries, dir, matrix.jobs)?;
+    let table = report::table(&outcomes, dir, start.elapsed())?;
+    print!("{table}");
+    if let Some(path) = &matrix.table {
+        std::fs::write(path, &table).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(outcomes.iter().all(|outcome| outcome.result.is_ok()))
+}
+
+/// The chains, cut behind the last row that is wanted; all of them when nothing is named.
+fn chosen(names: &[String]) -> Result<Vec<Chain>> {
+    let known = |name: &str| CHAINS.iter().any(|chain| chain.rows.iter().any(|row| row.name == name));
+    if let Some(odd) = names.iter().find(|name| !known(name)) {
+        bail!("there is no row `{odd}`; see `cargo xtask lab matrix --list`");
+    }
+    if names.is_empty() {
+        return Ok(CHAINS.to_vec());
+    }
+    let cut = |chain: &Chain| {
+        let last = chain.rows.iter().rposition(|row| names.iter().any(|name| name == row.name))?;
+        // What the wanted row does not build on need not be run.
+        let first = (0..=last)
+            .rev()
+            .find(|&i| chain.rows[i].disks.is_some() && chain.rows[i].layout != Layout::Captured)?;
+        Some(Chain { board: chain.board, rows: &chain.rows[first..=last] })
+    };
+    Ok(CHAINS.iter().filter_map(cut).collect())
+}
+
+/// The same for tests: the rows `names`, whose programs are built already.
+///
+/// # Errors
+/// When one is not as it must be.
+pub fn run_rows(names: &[&str], binaries: &Binaries, dir: &Path) -> Result<()> {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let outcomes = run_chains(&chosen(&names)?, binaries, dir, 2)?;
+    let failed: Vec<&str> = outcomes.iter().filter(|o| o.result.is_err()).map(|o| o.row.name).collect();
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("of {} rows these failed: {}", outcomes.len(), failed.join(", "))
+    }
+}
+
+/// A guest, ready to be cloned.
+struct Prepared {
+    guest: Guest,
+    golden: Golden,
+    boot_dir: PathBuf,
+}
+
+fn prepare(guest: Guest, binaries: &Binaries, dir: &Path) -> Result<Prepared> {
+    let name = guest.name.replace(' ', "-").to_lowercase();
+    let golden = golden::get_guest(&guest, &dir.join(format!("{name}.golden.log")))?;
+    let boot_dir = dir.join(format!("{name}.boot"));
+    server::build_image(binaries, &golden.tree, &boot_dir, &dir.join(format!("{name}.image.log")))?;
+    Ok(Prepared { guest, golden, boot_dir })
+}
+
+fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) -> Result<Vec<Outcome>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let mut guests: Vec<Prepared> = Vec::new();
+    for row in chains.iter().flat_map(|chain| chain.rows) {
+        if guests.iter().all(|prepared| prepared.guest != row.guest) {
+            guests.push(prepare(row.guest, binaries, dir)?);
+        }
+    }
+    let Some(first) = guests.first() else { return Ok(Vec::new()) };
+    let accel = accel::choose(&first.golden.vmlinuz())?;
+    let run = Run { binaries, guests: &guests, accel, dir };
+    // The longest chains first, so that no machine is idle at the end.
+    let mut order: Vec<usize> = (0..chains.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(chains[i].rows.len()));
+    order.reverse();
+    let queue = Mutex::new(order);
+    let done: Mutex<Vec<(usize, Vec<Outcome>)>> = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(next) = lock(&queue).pop() {
+            let outcomes = run.chain(&chains[next]);
+            lock(&done).push((next, outcomes));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(work);
+        }
+    });
+    interrupt::check()?;
+    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done.sort_by_key(|(chain, _)| *chain);
+    Ok(done.into_iter().flat_map(|(_, outcomes)| outcomes).collect())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+struct Run<'a> {
+    binaries: &'a Binaries,
+    guests: &'a [Prepared],
+    accel: Accel,
+    dir: &'a Path,
+}
+
+impl Run<'_> {
+    /// All rows of a chain. After a failure, those that build on it fail for that reason.
+    fn chain(&self, chain: &Chain) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        let mut disks: Result<Vec<PathBuf>> = Ok(Vec::new());
+        let mut captured = None;
+        for (i, row) in chain.rows.iter().enumerate() {
+            let start = Instant::now();
+            let next = chain.rows.get(i + 1);
+            if let Some(sizes) = row.disks {
+                disks = new_disks(sizes, &self.dir.join(row.name));
+            }
+            let result = match (&disks, interrupt::check()) {
+                (_, Err(e)) => Err(e),
+                (Err(e), _) => Err(anyhow::anyhow!("{e:#}")),
+                (Ok(disks), Ok(())) => self.row(
+                    chain,
+                    row,
+                    disks,
+                    captured.as_deref(),
+                    next.is_some_and(|n| n.layout == Layout::Captured),
+                ),
+            };
+            match &result {
+                Ok(seen) => {
+                    say!(row.name, "PASSED ({}): {}", show_time(start.elapsed()), seen.verified);
+                    captured.clone_from(&seen.captured);
+                    if next.is_none_or(|next| next.disks.is_some()) {
+                        // They are not looked at any more, and the lab's disk is not endless.
+                        remove(disks.as_deref().unwrap_or_default());
+                    }
+                }
+                Err(e) => {
+                    say!(row.name, "FAILED ({}): {e:#}", show_time(start.elapsed()));
+                    disks = Err(anyhow::anyhow!("{} failed, whose disks this builds on", row.name));
+                }
+            }
+            outcomes.push(Outcome { board: chain.board, row: *row, result });
+        }
+        outcomes
+    }
+
+    fn row(
+        &self,
+        chain: &Chain,
+        row: &Row,
+        disks: &[PathBuf],
+        captured: Option<&Path>,
+        capture: bool,
+    ) -> Result<Seen> {
+        let prepared =
+            self.guests.iter().find(|p| p.guest == row.guest).context("its golden machine was not made")?;
+        let dir = self.dir.join(row.name);
+        say!(row.name, "{} on {}: {}", row.guest.name, chain.board.name(), row.about);
+        let setting = Setting {
+            binaries: self.binaries,
+            golden: &prepared.golden,
+            boot_dir: &prepared.boot_dir,
+            accel: self.accel,
+            dir: &dir,
+            board: chain.board,
+            disks,
+            captured,
+        };
+        life::live(row, &setting, capture)
+    }
+}
+
+fn new_disks(sizes: &[u64], dir: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let mut disks = Vec::new();
+    for (i, size) in sizes.iter().enumerate() {
+        let path = dir.join(format!("disk{i}"));
+        vm::empty_disk(&path, *size)?;
+        disks.push(path);
+    }
+    Ok(disks)
+}
+
+fn remove(disks: &[PathBuf]) {
+    for disk in disks {
+        if let Err(e) = std::fs::remove_file(disk) {
+            say!("matrix", "cannot remove {}: {e}", disk.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_brings_what_it_builds_on() {
+        let names = |wanted: &[&str]| -> Vec<&str> {
+            let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+            chosen(&wanted).unwrap().iter().flat_map(|chain| chain.rows).map(|row| row.name).collect()
+        };
+        assert_eq!(names(&["preserve"]), ["mbr-logical", "preserve"]);
+        assert_eq!(names(&["smaller"]), ["big", "smaller"]);
+        assert_eq!(names(&["mbr-logical", "plain-13"]), ["mbr-logical", "plain-13"]);
+        assert_eq!(names(&[]).len(), CHAINS.iter().map(|chain| chain.rows.len()).sum::<usize>());
+        assert!(chosen(&["nobody".to_owned()]).is_err());
+    }
+}
