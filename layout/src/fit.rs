@@ -36,6 +36,17 @@ impl Extent {
     }
 }
 
+/// A partition that stands on the disk already and is kept as it is, in logical sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its number.
+    pub number: u32,
+    /// Its first sector.
+    pub first: u64,
+    /// Its last sector.
+    pub last: u64,
+}
+
 /// The extended partition of an MBR, in logical sectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extended {
@@ -215,17 +226,25 @@ struct Item {
     size: u64,
     max: u64,
     weight: u64,
+    /// Where it stands already.
+    kept: Option<Kept>,
 }
 
 const fn to_mib(bytes: u64) -> u64 {
     bytes.div_ceil(MIB)
 }
 
-/// Fits the partitions of disk number `disk` of `layout` to a disk of the given size.
+/// Fits the partitions of disk number `disk` of `layout` to a disk of the given size. Those with `preserve` stay where
+/// `kept` has them, to the sector; the others lie before, between and behind them as the layout's order says.
 ///
 /// # Errors
 /// See [`FitError`].
-pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, FitError> {
+pub fn fit_keeping(
+    layout: &Layout,
+    disk: usize,
+    geometry: Geometry,
+    kept: &[Kept],
+) -> Result<Fitted, FitError> {
     let rule = &layout.disks[disk];
     let sector = u64::from(geometry.sector);
     if sector != 512 && sector != 4096 {
@@ -239,6 +258,31 @@ pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, F
     let tail = if rule.table == TableKind::Gpt { 16384 + sector } else { 0 };
     let end = geometry.bytes.saturating_sub(tail) / MIB;
     let mut items = items(layout, disk, end.saturating_sub(1))?;
+    for item in items.iter_mut().filter(|i| layout.partitions[i.index].preserve) {
+        let wrong =
+            |message: String| FitError::Layout(format!("{}: {message}", layout.partition_text(item.index)));
+        let Some(kept) = kept.iter().find(|k| k.number == item.number) else {
+            return Err(wrong(format!("preserve: the disk has no partition {}", item.number)));
+        };
+        let bytes = (kept.last + 1 - kept.first) * sector;
+        // What it takes of the MiB grid; it need not be aligned to it.
+        let first = (kept.first * sector / MIB).max(1);
+        let size = to_mib((kept.last + 1) * sector).saturating_sub(first);
+        let fits = match layout.partitions[item.index].size.parse() {
+            Ok(Size::Exact(wanted)) => bytes == wanted,
+            Ok(Size::Range { min, max }) => bytes >= min && max.is_none_or(|max| bytes <= max),
+            _ => true,
+        };
+        if !fits {
+            let size = &layout.partitions[item.index].size;
+            return Err(wrong(format!(
+                "preserve: partition {} has {}, not {size}",
+                item.number,
+                exact_text(bytes)
+            )));
+        }
+        (item.start, item.size, item.max, item.kept) = (Some(first), size, size, Some(*kept));
+    }
     let too_small = |needs: u64, items: &[Item]| {
         let list: Vec<String> = items
             .iter()
@@ -268,17 +312,24 @@ pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, F
         for item in &items[begin..next] {
             let first = at + item.lead;
             at = first + item.size;
-            extents.push(Extent {
-                index: item.index,
-                number: item.number,
-                first: first * (MIB / sector),
-                last: at * (MIB / sector) - 1,
-            });
+            let (first, last) = match item.kept {
+                Some(kept) => (kept.first, kept.last),
+                None => (first * (MIB / sector), at * (MIB / sector) - 1),
+            };
+            extents.push(Extent { index: item.index, number: item.number, first, last });
         }
         begin = next;
     }
     let extended = extended(rule.table, &extents, MIB / sector);
     Ok(Fitted { table: rule.table, geometry, extents, extended })
+}
+
+/// [`fit_keeping`] for a disk on which nothing is preserved.
+///
+/// # Errors
+/// See [`FitError`].
+pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, FitError> {
+    fit_keeping(layout, disk, geometry, &[])
 }
 
 fn extended(table: TableKind, extents: &[Extent], lead: u64) -> Option<Extended> {
@@ -310,7 +361,7 @@ fn items(layout: &Layout, disk: usize, usable: u64) -> Result<Vec<Item>, FitErro
         };
         let lead = u64::from(layout.disks[disk].table == TableKind::Mbr && number > 4);
         let weight = u64::from(partition.weight.unwrap_or(1).max(1));
-        items.push(Item { index, number, lead, start, size, max, weight });
+        items.push(Item { index, number, lead, start, size, max, weight, kept: None });
     }
     Ok(items)
 }
@@ -357,6 +408,34 @@ fn least_end(layout: &Layout, items: &[Item]) -> Result<u64, FitError> {
 /// [`FitError::Overlap`] or [`FitError::Layout`].
 pub fn check_overlap(layout: &Layout, disk: usize) -> Result<(), FitError> {
     least_end(layout, &items(layout, disk, 0)?).map(|_| ())
+}
+
+/// Shares `room` units of `unit` bytes among `wanted` sizes with their weights; how many units each gets.
+///
+/// # Errors
+/// How many units are needed at least, when that is more than there is room.
+pub fn share_out(wanted: &[(Size, u32)], room: u64, unit: u64) -> Result<Vec<u64>, u64> {
+    let mut items = Vec::new();
+    for (index, (size, weight)) in wanted.iter().enumerate() {
+        let units = |bytes: u64| bytes.div_ceil(unit);
+        let (size, max) = match *size {
+            Size::Exact(bytes) => (units(bytes), units(bytes)),
+            Size::Range { min, max } => (units(min), max.map_or(u64::MAX, units)),
+            Size::Fill => (units(crate::size::FILL_MIN), u64::MAX),
+            Size::Percent(percent) => {
+                let part = (room * u64::from(percent) / 100).max(1);
+                (part, part)
+            }
+        };
+        let weight = u64::from((*weight).max(1));
+        items.push(Item { index, number: 0, lead: 0, start: None, size, max, weight, kept: None });
+    }
+    let needs = items.iter().fold(0_u64, |sum, i| sum.saturating_add(i.size));
+    if needs > room {
+        return Err(needs);
+    }
+    share(&mut items, room);
+    Ok(items.iter().map(|i| i.size).collect())
 }
 
 /// Shares what `room` (MiB) has left over among the items that can grow, by weight, none above its limit.
@@ -413,6 +492,7 @@ mod tests {
     fn partition(number: Option<u32>, size: &str) -> Partition {
         Partition {
             disk: None,
+            id: None,
             number,
             kind: "linux".into(),
             size: size.into(),
@@ -422,10 +502,62 @@ mod tests {
             uuid: None,
             bootable: false,
             format: None,
+            subvolumes: Vec::new(),
             mount: None,
             preserve: false,
             raw: false,
         }
+    }
+
+    /// A preserved partition, and where it stands, by its first and last MiB.
+    fn preserved(number: u32, size: &str, first: u64, last: u64) -> (Partition, Kept) {
+        let mut kept = partition(Some(number), size);
+        kept.preserve = true;
+        (kept, Kept { number, first: first * 2048, last: (last + 1) * 2048 - 1 })
+    }
+
+    #[test]
+    fn what_is_preserved_stays_to_the_sector() {
+        let (mut keep, mut place) = preserved(2, "fill", 300, 399);
+        place.first += 7;
+        place.last -= 9;
+        let fit = |keep: &Partition, first: &str| {
+            let parts = vec![partition(None, first), keep.clone(), partition(None, "fill")];
+            fit_keeping(&layout(TableKind::Gpt, parts), 0, Geometry { bytes: G, sector: 512 }, &[place])
+        };
+        let fitted = fit(&keep, "fill").unwrap();
+        assert_eq!((fitted.extents[1].first, fitted.extents[1].last), (place.first, place.last));
+        assert_eq!((fitted.extents[0].first, fitted.extents[0].last), (2048, 300 * 2048 - 1));
+        assert_eq!(fitted.extents[2].first, 400 * 2048);
+        // What lies before it must have room there.
+        let error = fit(&keep, "300M").unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "starts at 300M, but [[partition]] #1 (linux) before it reaches to 301M: they overlap"
+            ),
+            "{error}"
+        );
+        keep.size = "200M-".into();
+        let error = fit(&keep, "fill").unwrap_err().to_string();
+        assert!(
+            error.starts_with("[[partition]] #2 (linux): preserve: partition 2 has ")
+                && error.ends_with(", not 200M-"),
+            "{error}"
+        );
+        keep.number = Some(5);
+        let error = fit(&keep, "fill").unwrap_err().to_string();
+        assert_eq!(error, "[[partition]] #2 (linux): preserve: the disk has no partition 5");
+    }
+
+    #[test]
+    fn a_preserved_partition_of_the_old_kind_begins_before_the_first_mib() {
+        let (keep, mut place) = preserved(1, "fill", 0, 99);
+        place.first = 63;
+        let parts = vec![keep, partition(None, "fill")];
+        let fitted =
+            fit_keeping(&layout(TableKind::Mbr, parts), 0, Geometry { bytes: G, sector: 512 }, &[place])
+                .unwrap();
+        assert_eq!((fitted.extents[0].first, fitted.extents[1].first), (63, 100 * 2048));
     }
 
     fn layout(table: TableKind, partitions: Vec<Partition>) -> Layout {
@@ -436,7 +568,7 @@ mod tests {
             table,
             uuid: None,
         };
-        Layout { version: 1, disks: vec![disk], partitions }
+        Layout { version: 1, disks: vec![disk], partitions, ..Layout::default() }
     }
 
     fn gpt(sizes: &[&str]) -> Layout {

@@ -100,6 +100,9 @@ fn menu_is_stale(context: &Context) -> Result<Option<String>> {
     if found.kernels.is_empty() {
         return Ok(Some("it boots no kernel".into()));
     }
+    if let Some(kernel) = grub_cfg::outside_subvolume(context, &found) {
+        return Ok(Some(format!("{kernel} is not how GRUB finds it in this node's subvolume")));
+    }
     let lost = grub_cfg::unresolved(context, &found);
     if let Some(line) = lost.first() {
         return Ok(Some(format!("it names what is not on this node: {line}")));
@@ -115,10 +118,15 @@ fn install_bios(context: &Context) -> Result<Vec<Change>> {
             "installing GRUB for BIOS: the clone has no /usr/lib/grub/i386-pc; install grub-pc-bin on the golden node"
         );
     }
-    let disk = context.boot_volume()?.disk.clone();
-    run_in(context.target, "grub-install", &["--target=i386-pc", &disk], LIMIT)
-        .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
-    Ok(vec![Change::new("bootloader", disk, "GRUB for BIOS installed")])
+    let boot = context.boot_volume()?;
+    let mut changes = Vec::new();
+    // Every disk of an array: the machine boots from whichever is left.
+    for disk in std::iter::once(&boot.disk).chain(&boot.more_disks) {
+        run_in(context.target, "grub-install", &["--target=i386-pc", disk], LIMIT)
+            .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
+        changes.push(Change::new("bootloader", disk, "GRUB for BIOS installed"));
+    }
+    Ok(changes)
 }
 
 fn install_uefi(context: &Context) -> Result<Vec<Change>> {

@@ -72,6 +72,19 @@ pub fn unresolved(context: &Context, found: &GrubCfg) -> Vec<String> {
     lost.map(|(_, line)| line.clone()).collect()
 }
 
+/// The kernel whose path does not begin with the subvolume that holds `/boot`, or begins with one although there is none:
+/// GRUB sees a btrfs from its top.
+pub fn outside_subvolume(context: &Context, found: &GrubCfg) -> Option<String> {
+    let boot = context.boot_volume().ok()?;
+    let prefix = boot.subvolume.as_ref().filter(|s| !s.default).map(|s| format!("/{}/", s.name));
+    let plain = |path: &str| path.strip_prefix("($root)").unwrap_or(path).to_owned();
+    let right = |path: &str| match &prefix {
+        Some(prefix) => path.starts_with(prefix),
+        None => boot.subvolume.is_some() || !path.starts_with("/@"),
+    };
+    found.kernels.iter().find(|k| !right(&plain(k))).cloned()
+}
+
 /// The file of the clone that GRUB's `path` means: below `/` or, where `/boot` is a file system of its own, below that;
 /// a btrfs subvolume (`/@`) may come first.
 pub fn in_clone(root: &Root, path: &str) -> Option<String> {
@@ -104,6 +117,26 @@ menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
 	search --no-floppy --label 'my-root' --set=root
 	search --file /x --set=root
 "#;
+
+    #[test]
+    fn kernels_are_sought_in_the_subvolume_that_holds_them() {
+        let mut lab = Lab::new();
+        let of = |kernel: &str| GrubCfg { kernels: vec![kernel.into()], ..GrubCfg::default() };
+        assert_eq!(outside_subvolume(&lab.context(), &of("/boot/vmlinuz")), None);
+        assert_eq!(
+            outside_subvolume(&lab.context(), &of("/@/boot/vmlinuz")).as_deref(),
+            Some("/@/boot/vmlinuz")
+        );
+        lab.volumes[2].subvolume = Some(ka_layout::model::Subvolume {
+            name: "@root".into(),
+            path: Some("/".into()),
+            options: None,
+            default: false,
+        });
+        assert_eq!(outside_subvolume(&lab.context(), &of("($root)/@root/boot/vmlinuz")), None);
+        assert!(outside_subvolume(&lab.context(), &of("/@/boot/vmlinuz")).is_some());
+        assert!(outside_subvolume(&lab.context(), &of("/boot/vmlinuz")).is_some());
+    }
 
     #[test]
     fn names_kernels_and_initrds_are_found() {

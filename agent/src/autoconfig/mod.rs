@@ -22,6 +22,8 @@ mod names;
 mod resume;
 mod root;
 mod ssh_keys;
+mod storage;
+mod subvolumes;
 mod verify;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -150,6 +152,7 @@ trait Piece {
 const PIECES: &[&dyn Piece] = &[
     &fstab::Fstab,
     &crypttab::Crypttab,
+    &storage::Storage,
     &hostname::Hostname,
     &machine_id::MachineId,
     &ssh_keys::SshKeys,

@@ -47,6 +47,7 @@ impl Lab {
             golden,
             policy: Policy::default(),
             hooks: Vec::new(),
+            keys: Default::default(),
         };
         let volumes = vec![
             volume(Some("/boot/efi"), "esp", Fs::Vfat, 1, ESP_UUID),
@@ -112,5 +113,8 @@ fn volume(path: Option<&str>, kind: &str, fs: Fs, number: u32, uuid: &str) -> Vo
         partuuid: Some(format!("bbbbbbbb-0000-4000-8000-00000000000{number}")),
         partlabel: None,
         mount: path.map(|path| Mount { path: path.into(), options: None }),
+        subvolume: None,
+        layer: None,
+        more_disks: Vec::new(),
     }
 }

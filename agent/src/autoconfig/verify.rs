@@ -271,7 +271,9 @@ mod tests {
     #[test]
     fn two_volumes_of_one_uuid_do_not_resolve() {
         let mut lab = good();
-        lab.volumes.push(lab.volumes[2].clone());
+        let mut twin = lab.volumes[2].clone();
+        twin.device = "/dev/nvme0n1p9".into();
+        lab.volumes.push(twin);
         assert!(problem(&lab).contains("/etc/fstab names UUID="));
     }
 

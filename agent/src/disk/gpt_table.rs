@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gpt::disk::LogicalBlockSize;
 use gpt::header::HeaderBuilder;
 use gpt::mbr::ProtectiveMBR;
-use gpt::partition::{Partition, PartitionAttributes};
+use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
 use ka_layout::types::TypeCode;
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ fn entries(plan: &DiskPlan) -> Result<BTreeMap<u32, Partition>> {
             part_guid: guid,
             first_lba: p.extent.first,
             last_lba: p.extent.last,
-            flags: if p.bootable { PartitionAttributes::BOOTABLE.bits() } else { 0 },
+            flags: p.attributes,
             name: p.name.clone().unwrap_or_default(),
         };
         ensure!(

@@ -80,12 +80,14 @@ impl Plan {
             Some(path) => format!("the layout file {}", path.display()),
             None => "the captured layout".to_owned(),
         })?;
-        let mounts: Vec<String> =
-            layout.partitions.iter().filter_map(|p| p.mount.as_ref()).map(|m| m.path.clone()).collect();
+        let mounts: Vec<String> = layout.mount_paths().collect();
         if args.sends_tree() && !mounts.iter().any(|m| m == "/") {
             bail!("the layout mounts nothing at /");
         }
-        let pack = pack_options(args, &root, &mounts)?;
+        let mut pack = pack_options(args, &root, &mounts)?;
+        // What a preserved partition holds belongs to the node.
+        pack.excludes
+            .extend(layout.preserved_paths().map(|path| format!("{}/*", path.trim_end_matches('/'))));
         let used = if args.sends_tree() { measure(&pack)? } else { BTreeMap::new() };
         let os_release = os_release(&root);
         let hostname = first_line(&root.join("etc/hostname")).unwrap_or_default();
@@ -146,6 +148,7 @@ fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<Pac
         excludes.extend(ka_archive::active_swap_files().context("reading /proc/swaps")?);
         // A clone that holds the server's key could pose as the server.
         excludes.push(format!("{}/{}", key_file::FOLDER, key_file::SECRET));
+        excludes.push(format!("{}/*", args.luks_keys.display()));
         excludes.extend(args.key_file.iter().map(|path| path.display().to_string()));
         for own in [&args.log_dir, args.state.parent().unwrap_or(&args.state), &args.boot_dir] {
             excludes.push(format!("{}/*", own.display()));

@@ -1,0 +1,102 @@
+//! Which subvolume of a btrfs a line of fstab mounts: names hold on a clone, numbers (`subvolid=`) do not, and a line whose
+//! mount point is another subvolume by the layout, or none, is set right.
+
+use super::fstab::Line;
+use ka_layout::model::Fs;
+use ka_layout::order::Volume;
+
+fn chooses(word: &str) -> bool {
+    word.starts_with("subvol=") || word.starts_with("subvolid=")
+}
+
+/// The options that the line must have; none when those that it has are right.
+pub fn options(line: &Line, volume: &Volume) -> Option<String> {
+    let chosen: Vec<&str> = line.options.split(',').filter(|w| chooses(w)).collect();
+    let wanted = volume.subvolume.as_ref().filter(|_| volume.fs == Some(Fs::Btrfs));
+    let is_btrfs = volume.fs == Some(Fs::Btrfs);
+    let right = match (&chosen[..], wanted) {
+        ([], None) => true,
+        // The top has the same number everywhere.
+        ([word], None) => is_btrfs && ["subvolid=5", "subvol=/"].contains(word),
+        // A mount without the word shows the default.
+        ([], Some(wanted)) => wanted.default,
+        ([word], Some(wanted)) => {
+            word.strip_prefix("subvol=").is_some_and(|name| name.trim_start_matches('/') == wanted.name)
+        }
+        _ => false,
+    };
+    if right {
+        return None;
+    }
+    let mut words: Vec<String> = line.options.split(',').filter(|w| !chooses(w)).map(str::to_owned).collect();
+    match wanted {
+        Some(wanted) if chosen.is_empty() || !wanted.default => words.push(format!("subvol={}", wanted.name)),
+        None if is_btrfs => words.push("subvolid=5".to_owned()),
+        _ => {}
+    }
+    words.retain(|w| !w.is_empty());
+    if words.is_empty() {
+        words.push("defaults".into());
+    }
+    Some(words.join(","))
+}
+
+/// `line` with its options, the fourth field, replaced; all else stays in place.
+pub fn replace_options(line: &str, new: &str) -> Option<String> {
+    let mut fields = Vec::new();
+    let mut at = 0;
+    while fields.len() < 4 {
+        let start = at + line[at..].find(|c: char| !c.is_ascii_whitespace())?;
+        at = line[start..].find(|c: char| c.is_ascii_whitespace()).map_or(line.len(), |n| start + n);
+        fields.push((start, at));
+    }
+    let (start, end) = fields[3];
+    Some(format!("{}{new}{}", &line[..start], &line[end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Lab;
+    use super::*;
+    use ka_layout::model::Subvolume;
+
+    fn volume(name: Option<&str>, default: bool) -> Volume {
+        let mut volume = Lab::new().volumes[2].clone();
+        volume.fs = Some(Fs::Btrfs);
+        volume.subvolume =
+            name.map(|name| Subvolume { name: name.into(), path: Some("/".into()), options: None, default });
+        volume
+    }
+
+    #[test]
+    fn names_stay_and_numbers_go() {
+        let check = |options_now: &str, name: Option<&str>, default: bool| {
+            let text = format!("UUID=x / btrfs {options_now} 0 0");
+            options(&Line::parse(&text).unwrap(), &volume(name, default))
+        };
+        assert_eq!(check("noatime,subvol=@", Some("@"), false), None);
+        assert_eq!(check("subvol=/@", Some("@"), false), None);
+        assert_eq!(check("noatime,subvolid=256", Some("@"), false).unwrap(), "noatime,subvol=@");
+        assert_eq!(check("subvol=@,subvolid=256,ro", Some("@"), false).unwrap(), "ro,subvol=@");
+        assert_eq!(check("subvol=@old", Some("@"), false).unwrap(), "subvol=@");
+        assert_eq!(check("defaults", Some("@"), false).unwrap(), "defaults,subvol=@");
+        assert_eq!(check("defaults", Some("@"), true), None, "the default needs no word");
+        assert_eq!(check("subvol=@", None, false).unwrap(), "subvolid=5");
+        assert_eq!(check("noexec,subvolid=5", None, false), None, "the top");
+        let mut plain = volume(None, false);
+        plain.fs = Some(Fs::Ext4);
+        let line = Line { spec: "UUID=x", dir: "/", kind: "ext4", options: "subvol=@" };
+        assert_eq!(options(&line, &plain).unwrap(), "defaults");
+        assert_eq!(check("defaults", None, false), None);
+    }
+
+    #[test]
+    fn only_the_fourth_field_is_replaced() {
+        assert_eq!(
+            replace_options("UUID=a\t/a  btrfs   a 0 0 # a", "subvol=@").unwrap(),
+            "UUID=a\t/a  btrfs   subvol=@ 0 0 # a"
+        );
+        assert_eq!(replace_options("x / btrfs a", "b").unwrap(), "x / btrfs b");
+        assert_eq!(replace_options("x / btrfs", "b"), None);
+    }
+}
