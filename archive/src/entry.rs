@@ -7,6 +7,7 @@ use std::io::Read;
 
 use tar::EntryType;
 
+use crate::attributes::Attributes;
 use crate::header::{self, BLOCK};
 use crate::input::Input;
 use crate::sparse::{self, MAX_REGIONS};
@@ -19,13 +20,20 @@ pub(crate) const MAX_PATH: usize = 64 << 10;
 
 /// What kind of thing an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// A further name of a file that came before.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     Char,
+    /// A block device.
     Block,
+    /// A named pipe.
     Fifo,
+    /// A directory.
     Directory,
 }
 
@@ -42,6 +50,7 @@ pub(crate) struct Entry {
     pub mtime: (i64, u32),
     pub device: (u32, u32),
     pub xattrs: Xattrs,
+    pub attributes: Attributes,
     /// Bytes of content in the stream.
     pub stored: u64,
     /// The size of the file and its data regions, when it has holes.
@@ -60,6 +69,7 @@ struct Extended {
     xattrs: Vec<(CString, Vec<u8>)>,
     /// ACLs as text, with the xattr that each stands for; the xattr itself counts for more.
     acls: Vec<(&'static CStr, Vec<u8>)>,
+    attributes: Attributes,
     sparse: PaxSparse,
 }
 
@@ -268,6 +278,7 @@ impl<R: Read> Decoder<R> {
             mtime: extended.mtime.unwrap_or((parsed.seconds, 0)),
             device: (device(parsed.device.0)?, device(parsed.device.1)?),
             xattrs: extended.xattrs,
+            attributes: extended.attributes,
             sparse: map,
             path,
             link,
@@ -355,6 +366,11 @@ impl Extended {
             b"mtime" => self.mtime = Some(pax::parse_time(value).ok_or("not a time")?),
             b"SCHILY.acl.access" => self.acls.push((ACCESS_ACL, value.to_vec())),
             b"SCHILY.acl.default" => self.acls.push((DEFAULT_ACL, value.to_vec())),
+            b"SCHILY.fflags" => return Ok(self.attributes.take_words(value)),
+            b"KA.projid" => {
+                let number = unless_empty(number())?.unwrap_or(0);
+                self.attributes.project = u32::try_from(number).map_err(|_| "no project id")?;
+            }
             b"RHT.security.selinux" => {
                 let value = [value.strip_suffix(b"\0").unwrap_or(value), b"\0"].concat();
                 self.xattr(c"security.selinux".into(), value);

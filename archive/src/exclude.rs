@@ -110,15 +110,15 @@ fn swap_files(proc_swaps: &str) -> Vec<String> {
             let (path, kind) = (words.next()?, words.next()?);
             // A deleted swap file has no path any more.
             (kind == "file" && path.starts_with('/') && !line.contains("\\040(deleted)"))
-                .then(|| globset::escape(&unescape(path)))
+                .then(|| globset::escape(&String::from_utf8_lossy(&unescape(path.as_bytes()))))
         })
         .collect()
 }
 
 /// The kernel writes blanks and newlines in paths as `\040` and the like.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
         let code = (first == b'\\')
             .then(|| tail.get(..3))
@@ -136,7 +136,7 @@ fn unescape(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 #[cfg(test)]

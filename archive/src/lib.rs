@@ -5,25 +5,38 @@
 //! unpacking lose data without a word (see `tests/tar_crate.rs`).
 
 mod acl;
+mod attributes;
+mod batch;
 mod deferred;
+mod digest;
+mod encode;
 mod entry;
 mod exclude;
+mod expected;
+mod flusher;
 mod header;
 mod input;
+pub mod manifest;
 mod measure;
 mod output;
 mod pack;
 mod pax;
+mod pipeline;
+mod place;
+mod reader;
 mod restore;
 mod sparse;
 mod target;
 #[doc(hidden)]
 pub mod testing;
 mod unpack;
+pub mod verify;
 mod walk;
+mod writers;
 mod xattr;
 
 pub use exclude::{active_swap_files, default_excludes};
+pub use expected::{Allows, Expected, running_machine};
 pub use measure::{Used, measure};
 pub use pack::{PackError, PackOptions, PackSummary, pack};
 pub use unpack::{UnpackError, UnpackOptions, UnpackSummary, unpack};
@@ -34,9 +47,62 @@ pub trait Observer {
     fn entry(&mut self, _path: &[u8]) {}
     /// `count` more bytes of the tar stream have been written or read.
     fn bytes(&mut self, _count: u64) {}
+    /// Whether [`Observer::packed`] is wanted; the packer asks once. It makes the packer digest what it reads.
+    fn wants_entries(&self) -> bool {
+        false
+    }
+    /// The packer has sent all of this entry.
+    fn packed(&mut self, _entry: &manifest::Entry<'_>) {}
 }
 
 impl Observer for () {}
+
+/// Both hear everything.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn entry(&mut self, path: &[u8]) {
+        self.0.entry(path);
+        self.1.entry(path);
+    }
+
+    fn bytes(&mut self, count: u64) {
+        self.0.bytes(count);
+        self.1.bytes(count);
+    }
+
+    fn wants_entries(&self) -> bool {
+        self.0.wants_entries() || self.1.wants_entries()
+    }
+
+    fn packed(&mut self, entry: &manifest::Entry<'_>) {
+        self.0.packed(entry);
+        self.1.packed(entry);
+    }
+}
+
+/// None hears nothing.
+impl<O: Observer> Observer for Option<O> {
+    fn entry(&mut self, path: &[u8]) {
+        if let Some(observer) = self {
+            observer.entry(path);
+        }
+    }
+
+    fn bytes(&mut self, count: u64) {
+        if let Some(observer) = self {
+            observer.bytes(count);
+        }
+    }
+
+    fn wants_entries(&self) -> bool {
+        self.as_ref().is_some_and(Observer::wants_entries)
+    }
+
+    fn packed(&mut self, entry: &manifest::Entry<'_>) {
+        if let Some(observer) = self {
+            observer.packed(entry);
+        }
+    }
+}
 
 /// Paths worth telling the operator: all are counted, the first hundred are kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

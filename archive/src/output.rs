@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use crate::header::BLOCK;
 
 const BUFFER: usize = 1 << 20;
+/// So many bytes are not copied but written by themselves.
+const DIRECT: usize = 64 << 10;
 
 pub(crate) struct Output<W> {
     sink: W,
@@ -37,6 +39,12 @@ impl<W: Write> Output<W> {
     }
 
     pub(crate) fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() >= DIRECT {
+            self.drain()?;
+            self.sink.write_all(bytes)?;
+            self.written += bytes.len() as u64;
+            return Ok(());
+        }
         while !bytes.is_empty() {
             let room = self.room()?;
             let count = room.len().min(bytes.len());

@@ -1,23 +1,25 @@
-//! Writes a tree as a tar stream. Each file is read once, straight into the stream's buffer. On a live root files change
-//! under our eyes: a file's header is a promise that is kept (never more bytes, zeros for missing ones), and what
-//! changed, vanished or cannot be sent stands in the summary. What cannot be read fails the whole run.
+//! Writes a tree as a tar stream. One thread walks, several open and read, and the caller's writes what they made, in the
+//! order of the walk; a large file is read by the caller's, straight into the stream's buffer. What changed, vanished or
+//! cannot be sent stands in the summary. What cannot be read fails the whole run.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, Statx, StatxFlags, fadvise, openat, readlinkat, statx,
-};
 use rustix::io::{Errno, pread};
 use tar::EntryType;
 
-use crate::header::{self, Meta, NAME_ROOM};
+use crate::attributes::Attributes;
+use crate::batch::{Batch, Found, LinkKey, Links, Thing, link_key};
+use crate::digest::Digester;
+use crate::encode::{Encoder, Head};
+use crate::manifest::{self, Kind};
 use crate::output::Output;
-use crate::walk::{Event, Item, Walker, file_type, inode};
-use crate::xattr::{self, Object, Xattrs};
-use crate::{Observer, PathList, acl, pax, shown, sparse};
+use crate::pipeline::{Pipeline, READERS};
+use crate::reader::{self, AHEAD, Counts, Large, Outcome, Packed, Reader, fail, names};
+use crate::walk::Walker;
+use crate::xattr::Xattrs;
+use crate::{Observer, PathList, shown};
 
 /// What is packed.
 #[derive(Debug, Clone, Default)]
@@ -133,53 +135,53 @@ pub fn pack<W: Write>(
 ) -> Result<PackSummary, PackError> {
     std::fs::metadata("/proc/self/fd").map_err(PackError::NoProc)?;
     let mut walker = Walker::new(options)?;
+    let tells = observer.wants_entries();
     let mut packer = Packer {
         output: Output::new(out),
         observer,
+        tells,
+        skip_unreadable: options.skip_unreadable,
         summary: PackSummary::default(),
         links: HashMap::new(),
-        scratch: Vec::new(),
+        reader: Reader::new(tells),
         reported: 0,
     };
-    while let Some(event) = walker.next()? {
-        match event {
-            Event::Entry(item) => match packer.entry(&item) {
-                Err(PackError::File { operation, path, source })
-                    if options.skip_unreadable && operation == OPENING =>
-                {
-                    log::warn!("leaving out {path}: {operation}: {source}");
-                    packer.summary.unreadable.add(|| format!("{operation} {path}: {source}"));
-                }
-                other => other?,
-            },
-            Event::Vanished(path) => packer.summary.vanished.add(|| shown(path)),
-            Event::LeftOut => packer.summary.left_out += 1,
-            Event::Unreadable(path, operation, errno) => {
-                let error = PackError::File { operation, path: shown(path), source: errno.into() };
-                if !options.skip_unreadable {
-                    return Err(error);
-                }
-                log::warn!("leaving out {error}");
-                packer.summary.unreadable.add(|| error.to_string());
-            }
-        }
+    let mut links = Links::default();
+    // The root stands in the stream before anything in it is looked at.
+    let mut root = Batch::default();
+    if let Some(event) = walker.next()? {
+        root.take(&event, &mut links);
     }
+    let skip = options.skip_unreadable;
+    let packed = packer.reader.batch(&root, Vec::new(), skip);
+    packer.batch(&root, packed)?;
+    let pipeline = Pipeline::default();
+    std::thread::scope(|scope| {
+        let _over = pipeline.until_written();
+        scope.spawn(|| pipeline.walk(&mut walker, links));
+        for _ in 0..READERS {
+            scope.spawn(|| pipeline.read(tells, skip));
+        }
+        while let Some((batch, packed)) = pipeline.next()? {
+            let buffer = packer.batch(&batch, packed)?;
+            pipeline.done(batch, buffer);
+        }
+        Ok::<(), PackError>(())
+    })?;
     packer.finish()
 }
-
-const OPENING: &str = "opening";
 
 struct Packer<'o, W> {
     output: Output<W>,
     observer: &'o mut dyn Observer,
+    /// Whether the observer wants entries.
+    tells: bool,
+    skip_unreadable: bool,
     summary: PackSummary,
     links: HashMap<LinkKey, Link>,
-    scratch: Vec<u8>,
+    reader: Reader,
     reported: u64,
 }
-
-/// An inode; its birth time tells it from a later one with the same number.
-type LinkKey = ((u32, u32, u64), (i64, u32));
 
 /// Where a file with several names was sent, and how many of them are still to come.
 struct Link {
@@ -187,255 +189,175 @@ struct Link {
     left: u32,
 }
 
-/// A file's content: its size, and its data regions when there are holes.
-struct Content<'a> {
-    fd: BorrowedFd<'a>,
-    size: u64,
-    map: Option<sparse::Map>,
-}
-
 impl<W: Write> Packer<'_, W> {
-    fn entry(&mut self, item: &Item<'_>) -> Result<(), PackError> {
-        self.observer.entry(item.path);
-        let kind = file_type(&item.stat);
-        if item.other_mount {
-            self.summary.other_mounts.add(|| shown(item.path));
-            return match kind {
-                FileType::Directory => self.directory(item),
-                // A file that something is mounted over: what is seen is not of this file system.
-                _ => self.plain(item, EntryType::Regular, &[], &Xattrs::new()),
-            };
+    /// Writes what was made of a batch; returns the buffer.
+    fn batch(&mut self, batch: &Batch, packed: Packed) -> Result<Vec<u8>, PackError> {
+        let bytes = packed.bytes;
+        let (mut written, mut last) = (0, 0);
+        for ((path, thing), (end, outcome)) in batch.things().zip(packed.outcomes) {
+            if let Thing::Entry(found) = thing {
+                self.observer.entry(path);
+                if found.other_mount {
+                    self.summary.other_mounts.add(|| shown(path));
+                }
+            }
+            // Whole entries are written together at the end, or before what must follow them at once.
+            if matches!(outcome, Outcome::Large(_) | Outcome::Again) {
+                self.put(&bytes[written..end])?;
+                written = end;
+            }
+            match (thing, outcome) {
+                (Thing::Entry(found), Outcome::Again) => self.again(path, found)?,
+                (_, outcome) => self.outcome(path, outcome)?,
+            }
+            last = end;
         }
-        if kind == FileType::Socket {
-            self.summary.sockets.add(|| shown(item.path));
-            return Ok(());
-        }
-        if kind != FileType::Directory && item.stat.stx_nlink > 1 && self.known_link(item)? {
-            return Ok(());
-        }
-        match kind {
-            FileType::Directory => self.directory(item),
-            FileType::RegularFile => self.file(item),
-            FileType::Symlink => self.symlink(item),
-            FileType::CharacterDevice => self.special(item, EntryType::Char),
-            FileType::BlockDevice => self.special(item, EntryType::Block),
-            FileType::Fifo => self.special(item, EntryType::Fifo),
-            _ => Err(fail("sending a thing of unknown type at", item.path, Errno::INVAL)),
-        }
+        self.put(&bytes[written..last])?;
+        Ok(bytes)
     }
 
-    /// Sends a second name of a file that was sent before; false when it was not.
-    fn known_link(&mut self, item: &Item<'_>) -> Result<bool, PackError> {
-        let key = link_key(&item.stat);
-        let Some(link) = self.links.get_mut(&key) else { return Ok(false) };
+    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.output.put(bytes).map_err(PackError::Write)?;
+        self.report();
+        Ok(())
+    }
+
+    fn outcome(&mut self, path: &[u8], outcome: Outcome) -> Result<(), PackError> {
+        match outcome {
+            Outcome::Done { counts, link, content, changed, told } => {
+                if let Some(told) = told {
+                    self.observer.packed(&told);
+                }
+                self.count(counts, path, link, content, changed);
+            }
+            Outcome::Large(mut large) => {
+                let changed = self.large(path, &mut large)?;
+                self.count(Counts::File, path, names(&large.stat), large.content, changed);
+            }
+            Outcome::Vanished | Outcome::Again => self.summary.vanished.add(|| shown(path)),
+            Outcome::Socket => self.summary.sockets.add(|| shown(path)),
+            Outcome::LeftOut => self.summary.left_out += 1,
+            Outcome::Unreadable(error) if self.skip_unreadable => {
+                log::warn!("leaving out {error}");
+                self.summary.unreadable.add(|| error.to_string());
+            }
+            Outcome::Unreadable(error) | Outcome::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Sends a further name of a file that was sent before, and the file itself when it was not after all.
+    fn again(&mut self, path: &[u8], found: &Found) -> Result<(), PackError> {
+        let mut bytes = Vec::new();
+        let key = link_key(&found.stat);
+        let Some(link) = self.links.get_mut(&key) else {
+            let outcome = self.reader.entry(path, found, &mut bytes)?;
+            self.put(&bytes)?;
+            return self.outcome(path, outcome);
+        };
         link.left = link.left.saturating_sub(1);
         let target = if link.left == 0 {
             self.links.remove(&key).map(|link| link.path).unwrap_or_default()
         } else {
             link.path.clone()
         };
-        self.plain(item, EntryType::Link, &target, &Xattrs::new())?;
+        let (kind, stat, xattrs) = (EntryType::Link, &found.stat, &Xattrs::new());
+        let head = Head {
+            path,
+            stat,
+            kind,
+            link: &target,
+            xattrs,
+            attributes: Attributes::default(),
+            size: 0,
+            map: None,
+        };
+        Encoder::default().put(&mut bytes, &head)?;
+        self.put(&bytes)?;
+        if self.tells {
+            self.observer.packed(&reader::entry(path, stat, Kind::HardLink, &target, xattrs));
+        }
         self.summary.hard_links += 1;
-        Ok(true)
-    }
-
-    /// To be called once a file with several names has been sent in full.
-    fn remember_link(&mut self, stat: &Statx, path: &[u8]) {
-        if stat.stx_nlink > 1 {
-            self.links.insert(link_key(stat), Link { path: path.into(), left: stat.stx_nlink - 1 });
-        }
-    }
-
-    fn directory(&mut self, item: &Item<'_>) -> Result<(), PackError> {
-        let xattrs = match item.directory {
-            Some(fd) => self.xattrs(Object::Open(fd), item.path)?,
-            None => Xattrs::new(),
-        };
-        self.plain(item, EntryType::Directory, &[], &xattrs)?;
-        self.summary.directories += 1;
         Ok(())
     }
 
-    fn symlink(&mut self, item: &Item<'_>) -> Result<(), PackError> {
-        let target = match readlinkat(item.parent, item.name, Vec::new()) {
-            Ok(target) => target,
-            // Gone, or something else now.
-            Err(Errno::NOENT | Errno::INVAL) => return self.vanished(item.path),
-            Err(e) => return Err(fail("reading the link", item.path, e)),
-        };
-        let Some(xattrs) = self.named_xattrs(item)? else { return self.vanished(item.path) };
-        self.plain(item, EntryType::Symlink, target.to_bytes(), &xattrs)?;
-        self.summary.symlinks += 1;
-        self.remember_link(&item.stat, item.path);
-        Ok(())
-    }
-
-    fn special(&mut self, item: &Item<'_>, kind: EntryType) -> Result<(), PackError> {
-        let Some(xattrs) = self.named_xattrs(item)? else { return self.vanished(item.path) };
-        self.plain(item, kind, &[], &xattrs)?;
-        if kind == EntryType::Fifo {
-            self.summary.fifos += 1;
-        } else {
-            self.summary.devices += 1;
-        }
-        self.remember_link(&item.stat, item.path);
-        Ok(())
-    }
-
-    fn vanished(&mut self, path: &[u8]) -> Result<(), PackError> {
-        self.summary.vanished.add(|| shown(path));
-        Ok(())
-    }
-
-    fn named_xattrs(&mut self, item: &Item<'_>) -> Result<Option<Xattrs>, PackError> {
-        match xattr::read_all(Object::Named(item.parent, item.name), &mut self.scratch) {
-            Ok(xattrs) => Ok(Some(xattrs)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(e) => Err(fail("reading the extended attributes of", item.path, e)),
-        }
-    }
-
-    fn xattrs(&mut self, object: Object<'_>, path: &[u8]) -> Result<Xattrs, PackError> {
-        xattr::read_all(object, &mut self.scratch)
-            .map_err(|e| fail("reading the extended attributes of", path, e))
-    }
-
-    fn file(&mut self, item: &Item<'_>) -> Result<(), PackError> {
-        let fd = match open_file(item) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return self.vanished(item.path),
-            Err(e) => return Err(fail(OPENING, item.path, e)),
-        };
-        let stat = stat_file(&fd, item.path)?;
-        if file_type(&stat) != FileType::RegularFile {
-            // Replaced between the look and the opening; what it was is gone.
-            return self.vanished(item.path);
-        }
-        let xattrs = self.xattrs(Object::Open(fd.as_fd()), item.path)?;
-        let size = stat.stx_size;
-        let mut map = None;
-        if stat.stx_blocks.saturating_mul(512) < size {
-            let regions = sparse::data_regions(fd.as_fd(), size)
-                .map_err(|e| fail("finding the holes of", item.path, e))?;
-            if regions != [(0, size)] {
-                map = Some(regions);
-            }
-        }
-        if size >= 1 << 20 {
-            // A hint only: where it is not understood, nothing is lost.
-            let _ = fadvise(&fd, 0, None, Advice::Sequential);
-        }
-        let content = Content { fd: fd.as_fd(), size, map };
-        let short = self.write(item.path, &stat, EntryType::Regular, &[], &xattrs, Some(&content))?;
-        let after = stat_file(&fd, item.path)?;
-        let time = |stat: &Statx| (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
-        if short || after.stx_size != size || time(&after) != time(&stat) {
-            self.summary.changed.add(|| shown(item.path));
-        }
-        self.summary.files += 1;
-        self.remember_link(&stat, item.path);
-        Ok(())
-    }
-
-    fn plain(
+    /// Counts what has been sent in full, and remembers it when it has more names.
+    fn count(
         &mut self,
-        item: &Item<'_>,
-        kind: EntryType,
-        link: &[u8],
-        xattrs: &Xattrs,
-    ) -> Result<(), PackError> {
-        self.write(item.path, &item.stat, kind, link, xattrs, None).map(|_| ())
-    }
-
-    /// Writes one whole entry; tells whether the content came out shorter than promised.
-    fn write(
-        &mut self,
+        counts: Counts,
         path: &[u8],
-        stat: &Statx,
-        kind: EntryType,
-        link: &[u8],
-        xattrs: &Xattrs,
-        content: Option<&Content<'_>>,
-    ) -> Result<bool, PackError> {
-        let mut name = if path.is_empty() { b".".to_vec() } else { path.to_vec() };
-        if kind == EntryType::Directory {
-            name.push(b'/');
+        link: Option<(LinkKey, u32)>,
+        content: u64,
+        changed: bool,
+    ) {
+        let summary = &mut self.summary;
+        match counts {
+            Counts::File => summary.files += 1,
+            Counts::Directory => summary.directories += 1,
+            Counts::Symlink => summary.symlinks += 1,
+            Counts::Device => summary.devices += 1,
+            Counts::Fifo => summary.fifos += 1,
+            Counts::Nothing => {}
         }
-        let map = content.and_then(|content| content.map.as_ref());
-        let extended = extended(&name, stat, kind, link, xattrs, content);
-        if extended.len() > pax::MAX_EXTENDED {
-            return Err(PackError::TooManyXattrs { path: shown(path), bytes: extended.len() });
+        summary.content_bytes += content;
+        if changed {
+            summary.changed.add(|| shown(path));
         }
-        let (map_bytes, data) = match (content, map) {
-            (None, _) => (Vec::new(), 0),
-            (Some(content), None) => (Vec::new(), content.size),
-            (Some(content), Some(map)) => {
-                (sparse::encode(map, content.size), map.iter().map(|region| region.1).sum())
-            }
-        };
-        let base = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
-        if !extended.is_empty() {
-            let meta = Meta { mode: 0o644, ..Meta::default() };
-            let name = [b"PaxHeaders/", base].concat();
-            let header = header::build(EntryType::XHeader, &name, &[], &meta, extended.len() as u64);
-            self.put(header.as_bytes())?;
-            self.put(&extended)?;
-            self.output.pad().map_err(PackError::Write)?;
+        if let Some((key, names)) = link
+            && !matches!(counts, Counts::Directory | Counts::Nothing)
+        {
+            self.links.insert(key, Link { path: path.into(), left: names - 1 });
         }
-        let meta = Meta {
-            mode: u32::from(stat.stx_mode) & 0o7777,
-            uid: stat.stx_uid,
-            gid: stat.stx_gid,
-            seconds: stat.stx_mtime.tv_sec,
-            device: match kind {
-                EntryType::Char | EntryType::Block => (stat.stx_rdev_major, stat.stx_rdev_minor),
-                _ => (0, 0),
-            },
-        };
-        let short_name = if map.is_some() { [b"GNUSparseFile.0/", base].concat() } else { name };
-        let header = header::build(kind, &short_name, link, &meta, map_bytes.len() as u64 + data);
-        self.put(header.as_bytes())?;
-        self.put(&map_bytes)?;
+    }
+
+    /// Sends a large file's content; tells whether it changed meanwhile.
+    fn large(&mut self, path: &[u8], large: &mut Large) -> Result<bool, PackError> {
         let mut short = false;
-        if let Some(content) = content {
-            match map {
-                None => short = self.copy(content.fd, path, 0, content.size)?,
-                Some(map) => {
-                    for &(offset, length) in map {
-                        short |= self.copy(content.fd, path, offset, length)?;
-                    }
-                }
-            }
-            self.summary.content_bytes += data;
+        let mut digester = large.told.is_some().then(|| Digester::new(large.sparse));
+        for &(offset, length) in &large.map {
+            short |= self.copy(large, path, offset, length, digester.as_mut())?;
         }
         self.output.pad().map_err(PackError::Write)?;
         self.report();
-        Ok(short)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        self.output.put(bytes).map_err(PackError::Write)
-    }
-
-    /// Tells the observer of what was written since the last time.
-    fn report(&mut self) {
-        let position = self.output.position();
-        self.observer.bytes(position - self.reported);
-        self.reported = position;
+        let changed = short || large.changed(path)?;
+        if let (Some(mut told), Some(digester)) = (large.told.take(), digester) {
+            let size = large.stat.stx_size;
+            let digest = digester.finish(size);
+            told.content = Some(manifest::Content { size, sparse: large.sparse, digest });
+            told.changed = changed;
+            self.observer.packed(&told);
+        }
+        Ok(changed)
     }
 
     /// Sends exactly `length` bytes from `offset` on; tells whether the file had less and zeros stand in for the rest.
-    fn copy(&mut self, fd: BorrowedFd<'_>, path: &[u8], offset: u64, length: u64) -> Result<bool, PackError> {
+    fn copy(
+        &mut self,
+        large: &Large,
+        path: &[u8],
+        offset: u64,
+        length: u64,
+        mut digester: Option<&mut Digester>,
+    ) -> Result<bool, PackError> {
         let (mut position, mut left) = (offset, length);
+        // What comes first is being read already.
+        let mut ahead = offset + AHEAD / 2;
         while left > 0 {
+            if position >= ahead {
+                large.read_ahead(position + AHEAD / 2);
+                ahead = position + AHEAD;
+            }
             let room = self.output.room().map_err(PackError::Write)?;
             let count = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match pread(fd, &mut room[..count], position) {
+            match pread(&large.fd, &mut room[..count], position) {
                 Ok(0) => {
                     self.output.zeros(left).map_err(PackError::Write)?;
                     return Ok(true);
                 }
                 Ok(count) => {
+                    if let Some(digester) = &mut digester {
+                        digester.data(position, &room[..count]);
+                    }
                     self.output.advance(count);
                     position += count as u64;
                     left -= count as u64;
@@ -448,88 +370,17 @@ impl<W: Write> Packer<'_, W> {
         Ok(false)
     }
 
+    /// Tells the observer of what was written since the last time.
+    fn report(&mut self) {
+        let position = self.output.position();
+        self.observer.bytes(position - self.reported);
+        self.reported = position;
+    }
+
     fn finish(mut self) -> Result<PackSummary, PackError> {
         let reported = self.reported;
         self.summary.archive_bytes = self.output.finish().map_err(PackError::Write)?;
         self.observer.bytes(self.summary.archive_bytes - reported);
         Ok(self.summary)
     }
-}
-
-/// The PAX records of an entry: whatever its plain header cannot say.
-fn extended(
-    name: &[u8],
-    stat: &Statx,
-    kind: EntryType,
-    link: &[u8],
-    xattrs: &Xattrs,
-    content: Option<&Content<'_>>,
-) -> Vec<u8> {
-    let mut out = Vec::new();
-    let map = content.filter(|content| content.map.is_some());
-    let long_name = map.is_some() || name.len() > NAME_ROOM;
-    let long_link = link.len() > NAME_ROOM;
-    let odd = |bytes: &[u8]| std::str::from_utf8(bytes).is_err();
-    if (long_name && odd(name)) || (long_link && odd(link)) {
-        // Says that names are bytes as they are; otherwise they ought to be UTF-8.
-        pax::put(&mut out, b"hdrcharset", b"BINARY");
-    }
-    if let Some(content) = map {
-        pax::put(&mut out, b"GNU.sparse.major", b"1");
-        pax::put(&mut out, b"GNU.sparse.minor", b"0");
-        pax::put(&mut out, b"GNU.sparse.name", name);
-        pax::put(&mut out, b"GNU.sparse.realsize", content.size.to_string().as_bytes());
-    } else if long_name {
-        pax::put(&mut out, b"path", name);
-    }
-    if long_link {
-        pax::put(&mut out, b"linkpath", link);
-    }
-    let mtime = stat.stx_mtime;
-    // A further name of a file has no time of its own.
-    if kind != EntryType::Link && (mtime.tv_nsec != 0 || mtime.tv_sec < 0) {
-        pax::put(&mut out, b"mtime", pax::format_time(mtime.tv_sec, mtime.tv_nsec).as_bytes());
-    }
-    for (name, value) in xattrs {
-        // GNU tar and bsdtar take ACLs as text only. It stands in front: for us the attribute that follows counts.
-        let text_key = match name.as_c_str() {
-            name if name == xattr::ACCESS_ACL => Some(&b"SCHILY.acl.access"[..]),
-            name if name == xattr::DEFAULT_ACL => Some(&b"SCHILY.acl.default"[..]),
-            _ => None,
-        };
-        if let Some((key, text)) = text_key.zip(acl::to_text(value)) {
-            pax::put(&mut out, key, text.as_bytes());
-        }
-        let key = [b"SCHILY.xattr.", &pax::escape_name(name.to_bytes())[..]].concat();
-        pax::put(&mut out, &key, value);
-    }
-    out
-}
-
-fn open_file(item: &Item<'_>) -> Result<OwnedFd, Errno> {
-    // Without NONBLOCK a fifo that took the file's place would hold us for ever.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let open = |flags| openat(item.parent, item.name, flags, Mode::empty());
-    match open(flags | OFlags::NOATIME) {
-        // Only the owner may leave access times alone.
-        Err(Errno::PERM) => open(flags),
-        // Somebody holds a lease on it and is now told to give it up.
-        Err(Errno::AGAIN) => open(flags - OFlags::NONBLOCK),
-        other => other,
-    }
-}
-
-fn stat_file(fd: &OwnedFd, path: &[u8]) -> Result<Statx, PackError> {
-    statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-        .map_err(|e| fail("looking at", path, e))
-}
-
-fn link_key(stat: &Statx) -> LinkKey {
-    let born = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
-    let birth = if born { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) };
-    (inode(stat), birth)
-}
-
-fn fail(operation: &'static str, path: &[u8], errno: Errno) -> PackError {
-    PackError::File { operation, path: shown(path), source: errno.into() }
 }

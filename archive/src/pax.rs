@@ -1,6 +1,8 @@
 //! PAX extended header records, `LENGTH KEY=VALUE\n`, written and parsed by their length alone: a value may hold any
 //! byte, newlines included, and nothing inside a value is ever taken for another record.
 
+use std::io::Write as _;
+
 /// Longest extended header that is written or read, in bytes. The xattrs of one file fit many times over.
 pub(crate) const MAX_EXTENDED: usize = 8 << 20;
 
@@ -11,8 +13,8 @@ pub(crate) fn put(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     if digits(length) > digits(rest) {
         length += 1;
     }
-    out.extend_from_slice(length.to_string().as_bytes());
-    out.push(b' ');
+    // Writing to memory cannot fail, nor does it take memory of its own.
+    let _ = write!(out, "{length} ");
     out.extend_from_slice(key);
     out.push(b'=');
     out.extend_from_slice(value);
@@ -66,22 +68,29 @@ pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
 
 const NANOS: u32 = 1_000_000_000;
 
-/// A time as PAX writes it: decimal seconds, a fraction only where there is one, negative before 1970.
-pub(crate) fn format_time(seconds: i64, nanos: u32) -> String {
+/// Appends a time as PAX writes it: decimal seconds, a fraction only where there is one, negative before 1970.
+pub(crate) fn put_time(out: &mut Vec<u8>, key: &[u8], seconds: i64, nanos: u32) {
+    let mut text = [0; 40];
+    let mut rest = &mut text[..];
     let (sign, whole, fraction) = if seconds < 0 {
         let carried = i128::from(seconds) + i128::from(nanos > 0);
         ("-", -carried, if nanos > 0 { NANOS - nanos } else { 0 })
     } else {
         ("", i128::from(seconds), nanos)
     };
-    if fraction == 0 {
-        return format!("{sign}{whole}");
+    // 31 bytes at most, so that writing cannot fail.
+    let _ = write!(rest, "{sign}{whole}");
+    if fraction > 0 {
+        let _ = write!(rest, ".{fraction:09}");
     }
-    let text = format!("{sign}{whole}.{fraction:09}");
-    text.trim_end_matches('0').to_owned()
+    let left = rest.len();
+    let text = &text[..text.len() - left];
+    let end =
+        if fraction > 0 { text.iter().rposition(|&b| b != b'0').map_or(0, |at| at + 1) } else { text.len() };
+    put(out, key, &text[..end]);
 }
 
-/// Reads what [`format_time`] writes; digits beyond nanoseconds are cut off.
+/// Reads what [`put_time`] writes; digits beyond nanoseconds are cut off.
 pub(crate) fn parse_time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -136,6 +145,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn time(seconds: i64, nanos: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_time(&mut out, b"mtime", seconds, nanos);
+        next(&out).unwrap().1.to_vec()
+    }
+
     #[test]
     fn lengths_that_change_their_own_digits() {
         for size in [0, 1, 3, 4, 5, 6, 92, 93, 94, 95, 96, 991, 992, 993, 994, 995, 9_988, 9_990, 99_990] {
@@ -189,7 +204,7 @@ mod tests {
             (-2, 1, "-1.999999999"),
             (i64::MIN, 0, "-9223372036854775808"),
         ] {
-            assert_eq!(format_time(seconds, nanos), text);
+            assert_eq!(time(seconds, nanos), text.as_bytes());
             if seconds > i64::MIN {
                 assert_eq!(parse_time(text.as_bytes()), Some((seconds, nanos)));
             }
@@ -227,7 +242,7 @@ mod tests {
 
         #[test]
         fn times_round_trip(seconds in -(1i64 << 55)..(1i64 << 55), nanos in 0u32..1_000_000_000) {
-            prop_assert_eq!(parse_time(format_time(seconds, nanos).as_bytes()), Some((seconds, nanos)));
+            prop_assert_eq!(parse_time(&time(seconds, nanos)), Some((seconds, nanos)));
         }
 
         #[test]

@@ -2,58 +2,73 @@
 //! undo part of a later one (writing and a change of owner clear capabilities, a change of owner clears setuid). What
 //! directories get last stands in deferred.rs.
 
-use std::ffi::{CStr, CString};
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io::Read;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat, fchmod,
-    fchown, fstat, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chmodat, chownat, fchmod, fstat, ftruncate, futimens,
+    linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
 };
-use rustix::io::{Errno, pread, pwrite, write};
+use rustix::io::{Errno, pread};
 
+use crate::attributes::Attributes;
 use crate::deferred::{Deferred, Record};
 use crate::entry::{Entry, Kind};
+use crate::flusher::{Flusher, sync};
 use crate::input::Input;
+use crate::place::{Metadata, Place, first_mode, times, write_all, write_at};
 use crate::target::{Directory, Feature, FsKind, Target, clean, split};
 use crate::unpack::{UnpackError, UnpackSummary};
+use crate::writers::{File, SMALL, Shared, Writers};
 use crate::xattr::{self, ACCESS_ACL, DEFAULT_ACL, Object, Xattrs};
 use crate::{Observer, shown, sparse};
 
 /// How much of one file is written between two words to the observer.
 const REPORT_EVERY: u64 = 4 << 20;
 
-pub(crate) struct Restorer {
+pub(crate) struct Restorer<'a, 'scope> {
     target: Target,
     deferred: Deferred,
     summary: UnpackSummary,
+    shared: &'a Shared,
+    writers: Writers<'a>,
+    /// None: what is written need not be on the disk at the end.
+    flusher: Option<Flusher<'scope>>,
+    /// Of the entry, from 1.
+    number: u64,
+    /// Flags and project ids that are given at the very end: they would forbid work still to be done, or new entries
+    /// would inherit them. With the entry's number, and whether it is a directory.
+    last: BTreeMap<Vec<u8>, (u64, bool, Attributes)>,
 }
 
-/// What an inode gets beside its content.
-struct Metadata<'a> {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    mtime: (i64, u32),
-    xattrs: &'a Xattrs,
-}
-
-impl<'a> Metadata<'a> {
-    fn of(entry: &'a Entry) -> Self {
-        Self { uid: entry.uid, gid: entry.gid, mode: entry.mode, mtime: entry.mtime, xattrs: &entry.xattrs }
-    }
-}
-
-impl Restorer {
-    pub(crate) fn new(root: &Path) -> Result<Self, UnpackError> {
+impl<'a, 'scope> Restorer<'a, 'scope> {
+    pub(crate) fn new(
+        root: &Path,
+        shared: &'a Shared,
+        writers: Writers<'a>,
+        flusher: Option<Flusher<'scope>>,
+    ) -> Result<Self, UnpackError> {
         Ok(Self {
             target: Target::open(root)?,
             deferred: Deferred::default(),
             summary: UnpackSummary::default(),
+            shared,
+            writers,
+            flusher,
+            number: 0,
+            last: BTreeMap::new(),
         })
+    }
+
+    fn place<'p>(&self, kind: FsKind, path: &'p [u8]) -> Place<'p>
+    where
+        'a: 'p,
+    {
+        Place { notes: &self.shared.notes, number: self.number, kind, path }
     }
 
     /// Restores one entry and takes its content from `input`.
@@ -70,24 +85,45 @@ impl Restorer {
         };
         let path = clean(&entry.path).map_err(refuse)?;
         observer.entry(&path);
+        self.number += 1;
+        self.remember_attributes(entry, &path);
         if entry.kind == Kind::Directory {
+            self.writers.settle_path(&path)?;
             self.directory(&path, entry)?;
         } else if path.is_empty() {
             return Err(refuse("the root can only be a directory"));
         } else {
-            let (parent, name) = split(&path);
-            let name = c_string(name, &path)?;
-            let parent = self.target.directory(parent, true)?;
-            match entry.kind {
-                Kind::File => {
-                    let fd = self.create(&parent, &name, &path)?;
-                    fill(&fd, entry, &path, input, reported, observer)?;
-                    self.file_metadata(&fd, parent.kind, &Metadata::of(entry), &path)?;
-                    self.summary.files += 1;
-                    self.summary.content_bytes += entry.stored;
+            let (folder, name) = split(&path);
+            let parent = self.parent(folder)?;
+            let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.stored <= SMALL;
+            // What has to give way to it is known here only.
+            if small && !self.writers.is_empty() && !self.target.was_directory(&path) {
+                self.hand_out(entry, parent, &path, folder, input)?;
+            } else {
+                let name = c_string(name, &path)?;
+                if self.target.was_directory(&path) {
+                    // Its content may be under way.
+                    self.writers.settle()?;
+                } else {
+                    self.writers.settle_path(&path)?;
                 }
-                Kind::HardLink => self.hard_link(entry, &parent, &name, &path)?,
-                _ => self.special(entry, &parent, &name, &path)?,
+                match entry.kind {
+                    Kind::File => {
+                        let fd = self.create(&parent, &name, &path, entry.mode)?;
+                        self.place(parent.kind, &path).attributes(fd.as_fd(), entry.attributes.open())?;
+                        fill(&fd, entry, &path, input, reported, observer)?;
+                        self.place(parent.kind, &path).file_metadata(&fd, &Metadata::of(entry))?;
+                    }
+                    Kind::HardLink => self.hard_link(entry, &parent, &name, &path)?,
+                    _ => self.special(entry, &parent, &name, &path)?,
+                }
+            }
+            if entry.kind == Kind::File {
+                self.summary.files += 1;
+                self.summary.content_bytes += entry.stored;
+                if let Some(flusher) = &mut self.flusher {
+                    flusher.written(entry.stored, self.target.file_systems());
+                }
             }
         }
         input.skip_padding(entry.stored)?;
@@ -96,23 +132,75 @@ impl Restorer {
         Ok(())
     }
 
-    /// An error, unless `result` is one that only says that FAT cannot hold the feature: that is counted.
-    fn allow(
-        &mut self,
-        result: Result<(), Errno>,
-        kind: FsKind,
-        feature: Feature<'_>,
-        operation: &str,
-        path: &[u8],
-    ) -> Result<bool, UnpackError> {
-        match result {
-            Ok(()) => Ok(true),
-            Err(e) if kind.cannot_hold(feature, e) => {
-                self.summary.not_representable.add(|| format!("{operation} {}", shown(path)));
-                Ok(false)
+    /// Keeps what `entry` gets at the end; what stood at its path before gets nothing any more.
+    fn remember_attributes(&mut self, entry: &Entry, path: &[u8]) {
+        let attributes = match entry.kind {
+            Kind::Directory => (!entry.attributes.is_empty()).then_some(entry.attributes),
+            Kind::File => entry.attributes.seal(),
+            _ => None,
+        };
+        match attributes {
+            Some(attributes) => {
+                let directory = entry.kind == Kind::Directory;
+                self.last.insert(path.to_vec(), (self.number, directory, attributes));
             }
-            Err(e) => Err(UnpackError::file(operation, path, e)),
+            None if self.last.is_empty() => {}
+            None => {
+                self.last.remove(path);
+            }
         }
+    }
+
+    fn last_attributes(&mut self) -> Result<(), UnpackError> {
+        for (path, (number, is_directory, attributes)) in std::mem::take(&mut self.last) {
+            self.number = number;
+            if is_directory {
+                let directory = self.target.directory(&path, false)?;
+                self.place(directory.kind, &path).attributes(directory.as_fd(), attributes)?;
+                continue;
+            }
+            let (folder, name) = split(&path);
+            let parent = self.target.directory(folder, false)?;
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let place = self.place(parent.kind, &path);
+            let fd = openat(&*parent, name, flags, Mode::empty())
+                .map_err(|e| place.fail("opening, to set the flags of,", e))?;
+            place.attributes(fd.as_fd(), attributes)?;
+        }
+        Ok(())
+    }
+
+    /// The directory that an entry is in. Where it is not there, something that is to stand in its way may be under way.
+    fn parent(&mut self, path: &[u8]) -> Result<Arc<Directory>, UnpackError> {
+        self.writers.settle_path(path)?;
+        match self.target.find(path)? {
+            Some(directory) => Ok(directory),
+            None => {
+                self.writers.settle()?;
+                self.target.directory(path, true)
+            }
+        }
+    }
+
+    /// Has a small file made by another thread.
+    fn hand_out<R: Read>(
+        &mut self,
+        entry: &Entry,
+        parent: Arc<Directory>,
+        path: &[u8],
+        folder: &[u8],
+        input: &mut Input<R>,
+    ) -> Result<(), UnpackError> {
+        let Entry { uid, gid, mode, mtime, .. } = *entry;
+        let xattrs = entry.xattrs.clone();
+        let attributes = entry.attributes.open();
+        let file = File { number: self.number, parent, uid, gid, mode, mtime, xattrs, attributes };
+        self.writers.make(file, path, folder, |content| {
+            input.pieces(entry.stored, |piece| {
+                content.extend_from_slice(piece);
+                Ok(())
+            })
+        })
     }
 
     /// Removes what is in an entry's way.
@@ -124,9 +212,15 @@ impl Restorer {
     }
 
     /// A new, empty file that is open for writing.
-    fn create(&mut self, parent: &Directory, name: &CString, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+    fn create(
+        &mut self,
+        parent: &Directory,
+        name: &CString,
+        path: &[u8],
+        mode: u32,
+    ) -> Result<OwnedFd, UnpackError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || openat(parent, name, flags, Mode::from_raw_mode(0o600));
+        let open = || openat(parent, name, flags, first_mode(mode));
         let opened = match open() {
             Err(Errno::EXIST) => {
                 self.clear(parent, name, path)?;
@@ -137,56 +231,20 @@ impl Restorer {
         opened.map_err(|e| UnpackError::file("creating", path, e))
     }
 
-    fn file_metadata(
-        &mut self,
-        fd: &OwnedFd,
-        kind: FsKind,
-        meta: &Metadata<'_>,
-        path: &[u8],
-    ) -> Result<(), UnpackError> {
-        let owner = fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)));
-        self.allow(owner, kind, Feature::Owner, "setting the owner of", path)?;
-        let mode = fchmod(fd, Mode::from_raw_mode(meta.mode));
-        self.allow(mode, kind, Feature::Mode, "setting the mode of", path)?;
-        for (name, value) in meta.xattrs {
-            self.set_xattr(Object::Open(fd.as_fd()), kind, name, value, path)?;
-        }
-        futimens(fd, &times(meta.mtime)).map_err(|e| UnpackError::file("setting the time of", path, e))
-    }
-
-    fn set_xattr(
-        &mut self,
-        object: Object<'_>,
-        kind: FsKind,
-        name: &CStr,
-        value: &[u8],
-        path: &[u8],
-    ) -> Result<(), UnpackError> {
-        let result = xattr::set(object, name, value);
-        let operation = || format!("setting the extended attribute {} of", name.to_bytes().escape_ascii());
-        match result {
-            Ok(()) => Ok(()),
-            other => self.allow(other, kind, Feature::Xattr(name.to_bytes()), &operation(), path).map(|_| ()),
-        }
-    }
-
     fn directory(&mut self, path: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-        let (directory, merged) = self.open_new_directory(path)?;
-        let kind = directory.kind;
+        let (directory, stat, merged) = self.open_new_directory(path, entry.mode)?;
         if merged {
             self.strip(directory.as_fd(), &entry.xattrs, path)?;
         }
-        let owner = fchown(&*directory, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
-        self.allow(owner, kind, Feature::Owner, "setting the owner of", path)?;
+        let place = self.place(directory.kind, path);
         // Until its content stands, the owner can get into it.
-        let mode = fchmod(&*directory, Mode::from_raw_mode(entry.mode | 0o700));
-        self.allow(mode, kind, Feature::Mode, "setting the mode of", path)?;
+        place.owner_and_mode(directory.as_fd(), &stat, (entry.uid, entry.gid), entry.mode | 0o700)?;
         let mut default_acl = None;
         for (name, value) in &entry.xattrs {
             if name.as_c_str() == DEFAULT_ACL {
                 default_acl = Some(&value[..]);
             } else {
-                self.set_xattr(Object::Open(directory.as_fd()), kind, name, value, path)?;
+                place.set_xattr(Object::Open(directory.as_fd()), name, value)?;
             }
         }
         // Modes have 12 bits here, so that the conversion cannot fail.
@@ -196,16 +254,24 @@ impl Restorer {
         Ok(())
     }
 
-    /// The directory at `path`, open, and whether it was there before.
-    fn open_new_directory(&mut self, path: &[u8]) -> Result<(Rc<Directory>, bool), UnpackError> {
+    /// The directory at `path`, open, what it looks like, and whether it was there before.
+    fn open_new_directory(
+        &mut self,
+        path: &[u8],
+        mode: u32,
+    ) -> Result<(Arc<Directory>, Stat, bool), UnpackError> {
+        let merged_one = |directory: Arc<Directory>| {
+            let stat = fstat(&*directory).map_err(|e| UnpackError::file("looking at", path, e))?;
+            Ok((directory, stat, true))
+        };
         if path.is_empty() {
-            return Ok((self.target.directory(path, false)?, true));
+            return merged_one(self.target.directory(path, false)?);
         }
         let (parent, name) = split(path);
         let name = c_string(name, path)?;
-        let parent = self.target.directory(parent, true)?;
+        let parent = self.parent(parent)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let make = || mkdirat(&*parent, &name, Mode::from_raw_mode(0o700));
+        let make = || mkdirat(&*parent, &name, first_mode(mode | 0o700));
         let open = || openat(&*parent, &name, flags, Mode::empty());
         let failed = |e| UnpackError::file("making the directory", path, e);
         let mut merged = false;
@@ -227,9 +293,10 @@ impl Restorer {
         };
         if merged {
             // It may be open already; a second descriptor would only push another out.
-            return Ok((self.target.directory(path, false)?, true));
+            return merged_one(self.target.directory(path, false)?);
         }
-        Ok((self.target.keep(path, fd.map_err(failed)?)?, false))
+        let (directory, stat) = self.target.keep(path, fd.map_err(failed)?)?;
+        Ok((directory, stat, false))
     }
 
     /// Takes from a directory that was there before the attributes that its entry does not have.
@@ -283,10 +350,11 @@ impl Restorer {
             Kind::Fifo => (Feature::Special, "making the fifo"),
             _ => (Feature::Special, "making the device"),
         };
-        if !self.allow(made, parent.kind, feature, operation, path)? {
+        let place = self.place(parent.kind, path);
+        if !place.allow(made, feature, operation)? {
             return Ok(());
         }
-        let fail = |operation, e| UnpackError::file(operation, path, e);
+        let fail = |operation, e| place.fail(operation, e);
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| fail("setting the owner of", e))?;
@@ -296,7 +364,7 @@ impl Restorer {
                 .map_err(|e| fail("setting the mode of", e))?;
         }
         for (attribute, value) in &entry.xattrs {
-            self.set_xattr(Object::Named(parent.as_fd(), name), parent.kind, attribute, value, path)?;
+            place.set_xattr(Object::Named(parent.as_fd(), name), attribute, value)?;
         }
         utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| fail("setting the time of", e))?;
@@ -321,8 +389,11 @@ impl Restorer {
         if link == path || link.is_empty() {
             return Err(refuse("a hard link to itself or to the root".to_owned()));
         }
+        self.writers.settle_path(&link)?;
         let (from, from_name) = split(&link);
         let from_name = c_string(from_name, &link)?;
+        // A file may be under way where a directory was before.
+        self.writers.settle_path(from)?;
         let from = self.target.directory(from, false)?;
         let make = || linkat(&*from, &from_name, parent, name, AtFlags::empty());
         let mut made = make();
@@ -377,7 +448,7 @@ impl Restorer {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let regions =
             sparse::data_regions(source.as_fd(), size).map_err(|e| fail("finding the holes of", e))?;
-        let copy = self.create(parent, name, path)?;
+        let copy = self.create(parent, name, path, stat.st_mode & 0o7777)?;
         ftruncate(&copy, size).map_err(|e| fail("setting the size of", e))?;
         let mut buffer = vec![0; 256 << 10];
         for (offset, length) in regions {
@@ -403,29 +474,36 @@ impl Restorer {
             mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             xattrs: &xattrs,
         };
-        self.file_metadata(&copy, parent.kind, &meta, path)
+        self.place(parent.kind, path).file_metadata(&copy, &meta)
     }
 
-    /// Gives the directories what they get last and, if asked to, has everything put on the disk.
-    pub(crate) fn finish(mut self, sync: bool) -> Result<UnpackSummary, UnpackError> {
+    /// Has all that other threads were given done; to be called before any error is told, which one of theirs may precede.
+    pub(crate) fn settle(&mut self) -> Result<(), UnpackError> {
+        self.writers.settle()
+    }
+
+    /// Gives the directories what they get last and, if it was asked for, has everything put on the disk.
+    pub(crate) fn finish(mut self) -> Result<UnpackSummary, UnpackError> {
+        self.settle()?;
         let deferred = std::mem::take(&mut self.deferred);
         deferred.finish(|record| {
-            let path = record.path;
-            let directory = self.target.directory(path, false)?;
-            let kind = directory.kind;
+            let directory = self.target.directory(record.path, false)?;
+            let place = self.place(directory.kind, record.path);
             if let Some(acl) = record.default_acl {
-                self.set_xattr(Object::Open(directory.as_fd()), kind, DEFAULT_ACL, acl, path)?;
+                place.set_xattr(Object::Open(directory.as_fd()), DEFAULT_ACL, acl)?;
             }
             if let Some(mode) = record.mode {
                 let result = fchmod(&*directory, Mode::from_raw_mode(mode.into()));
-                self.allow(result, kind, Feature::Mode, "setting the mode of", path)?;
+                place.allow(result, Feature::Mode, "setting the mode of")?;
             }
-            futimens(&*directory, &times(record.mtime))
-                .map_err(|e| UnpackError::file("setting the time of", path, e))
+            futimens(&*directory, &times(record.mtime)).map_err(|e| place.fail("setting the time of", e))
         })?;
-        if sync {
-            self.target.sync()?;
+        self.last_attributes()?;
+        if let Some(flusher) = self.flusher.take() {
+            flusher.finish()?;
+            sync(self.target.file_systems())?;
         }
+        self.summary.not_representable = self.shared.notes.list();
         Ok(self.summary)
     }
 }
@@ -468,43 +546,7 @@ fn fill<R: Read>(
     Ok(())
 }
 
-fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match write(fd, bytes) {
-            // A disk that takes nothing and gives no reason.
-            Ok(0) => return Err(Errno::IO),
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn write_at(fd: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match pwrite(fd, bytes, offset) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(count) => {
-                bytes = &bytes[count..];
-                offset += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 fn c_string(bytes: &[u8], path: &[u8]) -> Result<CString, UnpackError> {
     CString::new(bytes)
         .map_err(|_| UnpackError::Refused { path: shown(path), why: "a name with a NUL in it".to_owned() })
-}
-
-/// The modification time alone: when a file was last read is not carried over.
-fn times(mtime: (i64, u32)) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
-    }
 }

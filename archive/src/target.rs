@@ -2,18 +2,20 @@
 //! is opened with the kernel's promise that no symlink was followed and the root was not left. The last directories used
 //! stay open. It also knows which file system each is on, because FAT can hold only part of what Linux files are.
 
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::ffi::CString;
+use std::hash::BuildHasher;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2, syncfs, unlinkat,
-};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, fstatfs, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::shown;
 use crate::unpack::UnpackError;
+use crate::writers::remove;
 
 /// Directories that stay open.
 const CACHED: usize = 32;
@@ -40,6 +42,8 @@ pub(crate) enum Feature<'a> {
     Symlink,
     Special,
     HardLink,
+    /// Flags and project ids.
+    Attributes,
 }
 
 impl FsKind {
@@ -54,6 +58,10 @@ impl FsKind {
     /// Whether `errno` means that this kind of file system cannot hold `feature`, rather than that something went wrong.
     pub(crate) fn cannot_hold(self, feature: Feature<'_>, errno: Errno) -> bool {
         match (self, feature) {
+            // Each kind has some of them, and some only when it was made with them.
+            (_, Feature::Attributes) => {
+                [Errno::NOTTY, Errno::OPNOTSUPP, Errno::INVAL, Errno::NOSYS].contains(&errno)
+            }
             (Self::Fat, Feature::Xattr(_)) => errno == Errno::OPNOTSUPP,
             (Self::Fat, _) => errno == Errno::PERM,
             (Self::Full, Feature::Xattr(name)) => errno == Errno::OPNOTSUPP && name.starts_with(b"btrfs."),
@@ -75,9 +83,12 @@ impl AsFd for Directory {
 }
 
 pub(crate) struct Target {
-    root: Rc<Directory>,
-    cache: Vec<(Vec<u8>, Rc<Directory>)>,
-    file_systems: Vec<(u64, Rc<Directory>)>,
+    root: Arc<Directory>,
+    cache: Vec<(Vec<u8>, Arc<Directory>)>,
+    file_systems: Vec<(u64, Arc<Directory>)>,
+    /// Digests of the paths of all directories so far.
+    seen: HashSet<u64>,
+    hash: RandomState,
     /// The kernel has openat2 (Linux 5.6); without it each component is opened by itself.
     has_openat2: bool,
 }
@@ -95,46 +106,58 @@ impl Target {
         };
         let device = fstat(&fd).map_err(fail)?.st_dev;
         let kind = kind(&fd).map_err(fail)?;
-        let root = Rc::new(Directory { fd, kind });
-        Ok(Self { file_systems: vec![(device, root.clone())], root, cache: Vec::new(), has_openat2 })
+        let root = Arc::new(Directory { fd, kind });
+        Ok(Self {
+            file_systems: vec![(device, root.clone())],
+            root,
+            cache: Vec::new(),
+            seen: HashSet::new(),
+            hash: RandomState::new(),
+            has_openat2,
+        })
     }
 
-    /// Open the directory `path` (checked by [`clean`]) and keep it; missing parts are made when `create` says so.
-    pub(crate) fn directory(&mut self, path: &[u8], create: bool) -> Result<Rc<Directory>, UnpackError> {
-        if path.is_empty() {
-            return Ok(self.root.clone());
+    /// The directory `path` (checked by [`clean`]), open, which is kept; missing parts are made when `create` says so.
+    pub(crate) fn directory(&mut self, path: &[u8], create: bool) -> Result<Arc<Directory>, UnpackError> {
+        if let Some(found) = self.find(path)? {
+            return Ok(found);
         }
-        if let Some(at) = self.cache.iter().position(|(cached, _)| cached == path) {
+        if !create {
+            return Err(refusal(path, Errno::NOENT));
+        }
+        let fd = self.create_all(path).map_err(|e| refusal(path, e))?;
+        self.keep(path, fd).map(|(directory, _)| directory)
+    }
+
+    /// As [`Target::directory`]; none when a part of the path is missing.
+    pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<Arc<Directory>>, UnpackError> {
+        if path.is_empty() {
+            return Ok(Some(self.root.clone()));
+        }
+        if let Some(at) = self.cache.iter().rposition(|(cached, _)| cached == path) {
             let found = self.cache.remove(at);
             let directory = found.1.clone();
             self.cache.push(found);
-            return Ok(directory);
+            return Ok(Some(directory));
         }
-        let fd = match self.reach(path) {
-            Err(Errno::NOENT) if create => self.create_all(path),
-            other => other,
-        };
-        let fd = fd.map_err(|e| match e {
-            Errno::LOOP | Errno::NOTDIR | Errno::XDEV => UnpackError::Refused {
-                path: shown(path),
-                why: "the way there leads through something that is no directory, such as a symbolic link"
-                    .to_owned(),
-            },
-            e => UnpackError::file("opening the directory", path, e),
-        })?;
-        self.keep(path, fd)
+        match self.reach(path) {
+            Ok(fd) => self.keep(path, fd).map(|(directory, _)| Some(directory)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(refusal(path, e)),
+        }
     }
 
-    /// Takes an open directory into the cache.
-    pub(crate) fn keep(&mut self, path: &[u8], fd: OwnedFd) -> Result<Rc<Directory>, UnpackError> {
+    /// Takes an open directory into the cache; returns what it looks like, too.
+    pub(crate) fn keep(&mut self, path: &[u8], fd: OwnedFd) -> Result<(Arc<Directory>, Stat), UnpackError> {
         let fail = |e| UnpackError::file("looking at the file system of", path, e);
-        let device = fstat(&fd).map_err(fail)?.st_dev;
+        let stat = fstat(&fd).map_err(fail)?;
+        let device = stat.st_dev;
         let known = self.file_systems.iter().find(|(known, _)| *known == device).map(|(_, d)| d.kind);
         let kind = match known {
             Some(kind) => kind,
             None => kind(&fd).map_err(fail)?,
         };
-        let directory = Rc::new(Directory { fd, kind });
+        let directory = Arc::new(Directory { fd, kind });
         if known.is_none() {
             self.file_systems.push((device, directory.clone()));
         }
@@ -142,7 +165,13 @@ impl Target {
             self.cache.remove(0);
         }
         self.cache.push((path.to_vec(), directory.clone()));
-        Ok(directory)
+        self.seen.insert(self.hash.hash_one(path));
+        Ok((directory, stat))
+    }
+
+    /// Whether `path` was used as a directory before, or, rarely, another path of the same digest.
+    pub(crate) fn was_directory(&self, path: &[u8]) -> bool {
+        self.seen.contains(&self.hash.hash_one(path))
     }
 
     fn reach(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
@@ -191,29 +220,28 @@ impl Target {
         name: &CString,
         path: &[u8],
     ) -> Result<bool, UnpackError> {
-        match unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(false),
-            Err(Errno::ISDIR) => {}
-            Err(e) => return Err(UnpackError::file("removing what was at", path, e)),
+        let directory = remove(parent, name, path)?;
+        if directory {
+            // Nothing that was open inside it may be used any more.
+            self.cache.clear();
         }
-        // Nothing that was open inside it may be used any more.
-        self.cache.clear();
-        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
-            Ok(()) => Ok(true),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => Err(UnpackError::Refused {
-                path: shown(path),
-                why: "a directory with content is in its place".to_owned(),
-            }),
-            Err(e) => Err(UnpackError::file("removing the directory that was at", path, e)),
-        }
+        Ok(directory)
     }
 
-    /// Has every file system that was written to put it all on the disk.
-    pub(crate) fn sync(&self) -> Result<(), UnpackError> {
-        for (_, directory) in &self.file_systems {
-            syncfs(directory).map_err(|e| UnpackError::file("syncing the file systems below", b"", e))?;
-        }
-        Ok(())
+    /// A directory on each file system that was written to.
+    pub(crate) fn file_systems(&self) -> impl Iterator<Item = &Arc<Directory>> {
+        self.file_systems.iter().map(|(_, directory)| directory)
+    }
+}
+
+fn refusal(path: &[u8], errno: Errno) -> UnpackError {
+    match errno {
+        Errno::LOOP | Errno::NOTDIR | Errno::XDEV => UnpackError::Refused {
+            path: shown(path),
+            why: "the way there leads through something that is no directory, such as a symbolic link"
+                .to_owned(),
+        },
+        e => UnpackError::file("opening the directory", path, e),
     }
 }
 
@@ -225,7 +253,8 @@ fn resolve() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS
 }
 
-fn kind(fd: &OwnedFd) -> Result<FsKind, Errno> {
+/// What the file system that `fd` is on can hold.
+pub(crate) fn kind<F: AsFd>(fd: F) -> Result<FsKind, Errno> {
     // The field is signed on some machines and 32 bits wide on others.
     #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
     fstatfs(fd).map(|stat| FsKind::from_magic(stat.f_type as u64 & 0xffff_ffff))

@@ -3,9 +3,10 @@
 //! belongs to is told by its mount, not its device number, so that btrfs subvolumes are no borders and bind mounts are.
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
+use std::sync::Arc;
 
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
@@ -34,12 +35,11 @@ pub(crate) enum Event<'w> {
 pub(crate) struct Item<'w> {
     /// Relative to the root, without slashes at its ends; empty for the root.
     pub path: &'w [u8],
-    /// The open directory it is in, and its name there. For the root: itself and `.`.
-    pub parent: BorrowedFd<'w>,
-    pub name: &'w CStr,
+    /// The open directory it is in.
+    pub parent: &'w Arc<OwnedFd>,
     pub stat: Statx,
     /// The open directory when it is one (but for other file systems' mount points).
-    pub directory: Option<BorrowedFd<'w>>,
+    pub directory: Option<&'w Arc<OwnedFd>>,
     /// It is where another file system is mounted that is not sent.
     pub other_mount: bool,
     /// Index of the mount in the options' list that it belongs to.
@@ -47,7 +47,7 @@ pub(crate) struct Item<'w> {
 }
 
 struct Level {
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     /// Names still to come, the next one last.
     names: Vec<CString>,
     /// Length of the path of this directory.
@@ -67,7 +67,7 @@ pub(crate) struct Walker {
     path: Vec<u8>,
     name: CString,
     /// A directory that was opened and is not descended into.
-    shallow: Option<OwnedFd>,
+    shallow: Option<Arc<OwnedFd>>,
     listing: Vec<u8>,
 }
 
@@ -96,7 +96,7 @@ impl Walker {
             listing: Vec::with_capacity(64 << 10),
         };
         let stat = walker.stat_open(&root)?;
-        walker.push(root, &stat, 0)?;
+        walker.push(Arc::new(root), &stat, 0)?;
         Ok(walker)
     }
 
@@ -109,7 +109,7 @@ impl Walker {
     }
 
     /// Makes `fd` the current directory, unless the excludes keep its content out.
-    fn push(&mut self, fd: OwnedFd, stat: &Statx, mount: usize) -> Result<(), PackError> {
+    fn push(&mut self, fd: Arc<OwnedFd>, stat: &Statx, mount: usize) -> Result<(), PackError> {
         if self.excludes.verdict(&self.path, true) == Verdict::Empty {
             self.shallow = Some(fd);
             return Ok(());
@@ -157,7 +157,7 @@ impl Walker {
             .map_err(|e| self.error("opening again", e))?;
         let stat = self.stat_open(&fd)?;
         match self.stack.last_mut() {
-            Some(above) if above.inode == inode(&stat) => above.fd = Some(fd),
+            Some(above) if above.inode == inode(&stat) => above.fd = Some(Arc::new(fd)),
             _ => return Err(PackError::Moved { path: shown(&self.path) }),
         }
         Ok(())
@@ -201,26 +201,24 @@ impl Walker {
         let stat = self.stat_open(fd)?;
         Ok(Event::Entry(Item {
             path: b"",
-            parent: fd.as_fd(),
-            name: c".",
+            parent: fd,
             stat,
-            directory: Some(fd.as_fd()),
+            directory: Some(fd),
             other_mount: false,
             mount: 0,
         }))
     }
 
     /// The open descriptor of a level that is current or was just left; the top of the stack always has one.
-    fn fd(&self, level: usize) -> Result<BorrowedFd<'_>, PackError> {
-        let fd = self.stack[level].fd.as_ref().ok_or_else(|| self.error("opening", Errno::BADF))?;
-        Ok(fd.as_fd())
+    fn fd(&self, level: usize) -> Result<&Arc<OwnedFd>, PackError> {
+        self.stack[level].fd.as_ref().ok_or_else(|| self.error("opening", Errno::BADF))
     }
 
     fn look(&mut self, level: usize) -> Result<Option<Event<'_>>, PackError> {
         let (parent_mount, parent_index) = (self.stack[level].mount_id, self.stack[level].mount);
         for _ in 0..TRIES {
             let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-            let stat = match statx(self.fd(level)?, &self.name, flags, wanted()) {
+            let stat = match statx(&**self.fd(level)?, &self.name, flags, wanted()) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Ok(Some(Event::Vanished(&self.path))),
                 Err(e) => return self.hidden_mount(level, e).map(Some),
@@ -235,7 +233,6 @@ impl Walker {
                 return Ok(Some(Event::Entry(Item {
                     path: &self.path,
                     parent: self.fd(level)?,
-                    name: &self.name,
                     stat,
                     directory: None,
                     other_mount: other,
@@ -252,16 +249,15 @@ impl Walker {
                 self.unseen.remove(&self.path);
             }
             let mount = listed.unwrap_or(parent_index);
-            self.push(fd, &stat, mount)?;
+            self.push(Arc::new(fd), &stat, mount)?;
             let fd = match &self.shallow {
-                Some(fd) => fd.as_fd(),
+                Some(fd) => fd,
                 None => self.fd(self.stack.len() - 1)?,
             };
             return Ok(Some(Event::Entry(Item {
                 path: &self.path,
                 // With a descriptor of its own, a directory is not reached through its parent.
                 parent: fd,
-                name: &self.name,
                 stat,
                 directory: Some(fd),
                 other_mount: false,
@@ -274,9 +270,9 @@ impl Walker {
     /// The directory, open; none when it is no directory any more.
     fn open_directory(&self, level: usize) -> Result<Result<Option<(OwnedFd, Statx)>, Errno>, PackError> {
         let parent = self.fd(level)?;
-        let opened = match openat(parent, &self.name, directory_flags() | OFlags::NOATIME, Mode::empty()) {
+        let opened = match openat(&**parent, &self.name, directory_flags() | OFlags::NOATIME, Mode::empty()) {
             // Only the owner may leave access times alone.
-            Err(Errno::PERM) => openat(parent, &self.name, directory_flags(), Mode::empty()),
+            Err(Errno::PERM) => openat(&**parent, &self.name, directory_flags(), Mode::empty()),
             other => other,
         };
         Ok(match opened {
@@ -294,13 +290,13 @@ impl Walker {
     fn hidden_mount(&mut self, level: usize, errno: Errno) -> Result<Event<'_>, PackError> {
         let parent = self.fd(level)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let id = openat(parent, &self.name, flags, Mode::empty()).ok().and_then(|fd| mount_id_of(&fd));
+        let id = openat(&**parent, &self.name, flags, Mode::empty()).ok().and_then(|fd| mount_id_of(&fd));
         if id.is_none_or(|id| id == self.stack[level].mount_id) || self.mounts.contains(&self.path) {
             return Ok(Event::Unreadable(&self.path, "looking at", errno));
         }
         let mut stat = self.stat_open(
             &parent
-                .try_clone_to_owned()
+                .try_clone()
                 .map_err(|e| self.error("opening", Errno::from_io_error(&e).unwrap_or(Errno::BADF)))?,
         )?;
         stat.stx_mode = 0o040_755;
@@ -308,7 +304,6 @@ impl Walker {
         Ok(Event::Entry(Item {
             path: &self.path,
             parent: self.fd(level)?,
-            name: &self.name,
             stat,
             directory: None,
             other_mount: true,

@@ -18,8 +18,10 @@ const STEP: usize = 4 * PAGE;
 #[derive(Clone, Debug)]
 pub struct Pool {
     free: Arc<Mutex<Free>>,
-    /// Bytes of free buffers to keep.
+    /// Bytes of free buffers that are kept in any case.
     keep: usize,
+    /// Bytes of buffers, free ones and others, up to which all are kept.
+    total: usize,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +29,21 @@ struct Free {
     /// By capacity: the `n`th list has those of `n` times [`STEP`].
     lists: Vec<Vec<Memory>>,
     bytes: usize,
+    /// Bytes of the buffers that are in use.
+    used: usize,
+}
+
+impl Free {
+    /// Takes out big buffers until no more are free than may be.
+    fn shed(&mut self, keep: usize, total: usize) -> Vec<Memory> {
+        let mut shed = Vec::new();
+        while self.bytes > keep && self.bytes + self.used > total {
+            let Some(memory) = self.lists.iter_mut().rev().find_map(Vec::pop) else { break };
+            self.bytes -= memory.capacity;
+            shed.push(memory);
+        }
+        shed
+    }
 }
 
 /// Allocated memory; never longer or shorter, so that it stays where it is.
@@ -55,19 +72,31 @@ impl Pool {
     /// A pool that keeps at most `keep` bytes of free buffers.
     #[must_use]
     pub fn new(keep: usize) -> Self {
-        Self { free: Arc::default(), keep }
+        Self::within(0, keep)
+    }
+
+    /// A pool that keeps every buffer as long as all together, free ones and others, have at most `total` bytes, and
+    /// `keep` bytes of free ones beyond. What is in use may rise and fall by much from one moment to the next, as a window
+    /// does: memory that went back to the system would come again page by page.
+    #[must_use]
+    pub fn within(total: usize, keep: usize) -> Self {
+        Self { free: Arc::default(), keep, total }
     }
 
     /// An empty buffer in which `capacity` bytes have room.
     #[must_use]
     pub fn take(&self, capacity: usize) -> Buffer {
         let steps = capacity.div_ceil(STEP).max(1);
-        let kept = {
+        let (kept, shed) = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let kept = free.lists.get_mut(steps).and_then(Vec::pop);
             free.bytes -= kept.as_ref().map_or(0, |memory| memory.capacity);
-            kept
+            free.used += steps * STEP;
+            let shed = if kept.is_none() { free.shed(self.keep, self.total) } else { Vec::new() };
+            (kept, shed)
         };
+        // Given back to the system without the lock.
+        drop(shed);
         Buffer { memory: kept.unwrap_or_else(|| Memory::new(steps * STEP)), len: 0, pool: self.clone() }
     }
 
@@ -149,7 +178,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.bytes + memory.capacity > self.pool.keep {
+        free.used -= memory.capacity;
+        let bytes = free.bytes + memory.capacity;
+        if bytes > self.pool.keep && bytes + free.used > self.pool.total {
             // Given back to the system without the lock.
             drop(free);
             return drop(memory);
@@ -158,7 +189,7 @@ impl Drop for Buffer {
         if free.lists.len() <= steps {
             free.lists.resize_with(steps + 1, Vec::new);
         }
-        free.bytes += memory.capacity;
+        free.bytes = bytes;
         free.lists[steps].push(memory);
     }
 }
@@ -184,6 +215,27 @@ mod tests {
         drop(again);
         let free = pool.free.lock().unwrap();
         assert_eq!(free.bytes, free.lists.iter().flatten().map(|m| m.capacity).sum::<usize>());
+    }
+
+    #[test]
+    fn a_pool_keeps_all_up_to_its_total_and_sheds_other_sizes_beyond() {
+        let pool = Pool::within(10 * STEP, 2 * STEP);
+        let state = || {
+            let free = pool.free.lock().unwrap();
+            (free.bytes / STEP, free.used / STEP)
+        };
+        let many: Vec<Buffer> = (0..12).map(|_| pool.take(STEP)).collect();
+        assert_eq!(state(), (0, 12));
+        drop(many);
+        // Two went back to the system: ten are kept.
+        assert_eq!(state(), (10, 0));
+        let other = pool.take(5 * STEP);
+        assert_eq!(state(), (5, 5));
+        let more = pool.take(6 * STEP);
+        assert_eq!(state(), (2, 11));
+        drop(other);
+        drop(more);
+        assert_eq!(state(), (8, 0));
     }
 
     #[test]

@@ -127,6 +127,9 @@ pub struct Feeder {
     finished: bool,
 }
 
+/// Bytes of free buffers that are kept at the head: what leaves the history comes in bursts, when nodes acknowledge.
+const SPARE: usize = 32 << 20;
+
 impl std::fmt::Debug for Feeder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Feeder").field("next", &self.next).finish_non_exhaustive()
@@ -145,7 +148,7 @@ impl Feeder {
     ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
-        let pool = Pool::new((threads * 4 + 16) * (CHUNK + TAG));
+        let pool = Pool::new(SPARE);
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));

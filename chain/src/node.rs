@@ -12,7 +12,7 @@ use crate::entrance::{Entrance, Guest, Refusal};
 use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId};
 use crate::noise::Bounded;
 use crate::noise::link::LinkSession;
-use crate::seal::{Seal, Wave};
+use crate::seal::{self, Seal, Wave};
 use crate::sign::PublicKey;
 use crate::store::{Cursor, Store};
 use crate::stream::{EndRecord, StreamReader};
@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How soon the thread that accepts children sees that the node was stopped.
 const STOPPED: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Bytes of free buffers that are kept: enough for what a window shrinks and grows by from moment to moment.
+/// Bytes of free buffers that are kept beside the window.
 const SPARE: usize = 32 * CHUNK;
 
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
@@ -323,9 +323,9 @@ impl Node {
     /// shows in [`Handle::wait_end`].
     ///
     /// # Errors
-    /// When threads, descriptors or zstd cannot be set up.
+    /// When threads, descriptors or zstd cannot be set up, or the processor cannot be trusted with the cipher.
     pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
-        let pool = Pool::new(SPARE);
+        let pool = Pool::within(config.limits.window, SPARE);
         let store = Store::new()?;
         let seal = Arc::new(Seal::new(&config.wave));
         let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pool.clone())?;
@@ -355,6 +355,7 @@ impl Node {
         pool: Pool,
         report: Reporter,
     ) -> Result<Self, Error> {
+        seal::check_cipher()?;
         let shared = Arc::new(Shared {
             store,
             commands: Mutex::default(),

@@ -18,6 +18,8 @@ pub enum Exit {
     TimedOut = 4,
     /// Refused, because going on could destroy something.
     Refused = 5,
+    /// Two trees were compared and differ.
+    Differs = 6,
     /// Interrupted by a signal.
     Interrupted = 130,
 }

@@ -10,6 +10,7 @@ pub mod glob;
 pub mod model;
 pub mod order;
 pub mod parse;
+pub mod pieces;
 pub mod size;
 pub mod stack;
 pub mod types;

@@ -135,10 +135,16 @@ pub struct Policy {
     pub ssh_keys: SshKeys,
     /// fstab lines that contain one of these words are dropped.
     pub drop_fstab: Vec<String>,
-    /// The kernel is told this as well (appended where the clone's boot loader is configured).
+    /// Where the clone's entry goes in the firmware's boot order.
     pub efi_boot: EfiBoot,
     /// Whether the initramfs is built anew on the node.
     pub initramfs: Initramfs,
+    /// Only these pieces run; all when it is empty.
+    pub only: Vec<String>,
+    /// Files and directories of the clone that no piece changes, as absolute paths.
+    pub keep: Vec<String>,
+    /// What is removed from the clone on top of its identity, by name (see [`crate::pieces::WIPES`]).
+    pub wipe: Vec<String>,
 }
 
 /// What happens to ssh host keys.
@@ -161,6 +167,9 @@ pub enum EfiBoot {
     DiskFirst,
     /// The network stays first; the boot service sends the node to its disk.
     PxeFirst,
+    /// The boot order stays; only the next boot goes to the clone's disk.
+    #[serde(rename = "bootnext")]
+    BootNext,
 }
 
 /// Whether the initramfs is built anew on the node.

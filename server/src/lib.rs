@@ -11,3 +11,4 @@ pub mod logging;
 pub mod nodes;
 pub mod settings;
 pub mod trust;
+pub mod verify_command;

@@ -2,7 +2,7 @@
 
 use argh::FromArgs;
 use ka_cli::exit::Exit;
-use ka_server::{boot, deployment, layout_command, logging, settings, trust};
+use ka_server::{boot, deployment, layout_command, logging, settings, trust, verify_command};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -23,6 +23,7 @@ enum Command {
     Go(deployment::go::GoArgs),
     Init(trust::commands::InitArgs),
     Token(trust::commands::TokenArgs),
+    Verify(verify_command::VerifyArgs),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Go(args) => deployment::go::run(args),
         Command::Init(args) => trust::commands::init(args),
         Command::Token(args) => trust::commands::token(args),
+        Command::Verify(args) => verify_command::run(args),
     };
     match result {
         Ok(exit) => exit.into(),

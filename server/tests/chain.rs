@@ -8,6 +8,8 @@ mod many;
 mod programs;
 #[path = "chain/trust.rs"]
 mod trust;
+#[path = "chain/verify.rs"]
+mod verify;
 
 use ka_archive::testing::{SOCKET, compare_with_rsync, difference, hard_cases, listing};
 use programs::{agent_program, key_in, make_token, server_program};

@@ -2,6 +2,7 @@
 //! safely. Each file is one kernel interface; each `unsafe` block says why it is sound.
 
 pub mod block;
+pub mod fileattr;
 pub mod ifaddr;
 pub mod modules;
 pub mod mount;

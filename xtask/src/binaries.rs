@@ -160,6 +160,25 @@ pub fn build_shipped(log: &Path) -> Result<Shipped> {
     Ok(shipped)
 }
 
+/// Builds the archive's own program, optimized and linked as what is shipped.
+///
+/// # Errors
+/// When cargo fails, or it is not what it must be.
+pub fn build_archiver(log: &Path) -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("KA_BENCH_ARCHIVER").map(PathBuf::from) {
+        say!("build", "nothing is built: {} (KA_BENCH_ARCHIVER)", program.display());
+        return Ok(program);
+    }
+    let Metadata { target_directory, workspace_root } = metadata()?;
+    say!("build", "ka-archiver, the archive in a program of its own");
+    let words =
+        ["build", "--locked", "--release", "--target", MUSL, "-p", "ka-archive", "--example", "ka-archiver"];
+    run::logged(Command::new(cargo()).current_dir(workspace_root).args(words), log, LIMIT)?;
+    let program = target_directory.join(MUSL).join("release/examples/ka-archiver");
+    check_static(&program)?;
+    Ok(program)
+}
+
 /// Static and position-independent: `ET_DYN` without an interpreter.
 fn check_static(program: &Path) -> Result<()> {
     let bytes = std::fs::read(program).with_context(|| format!("reading {}", program.display()))?;

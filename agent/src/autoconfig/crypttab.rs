@@ -7,6 +7,10 @@ use anyhow::{Result, bail};
 use ka_layout::order::{Layer, Volume};
 
 const PATH: &str = "/etc/crypttab";
+/// The one that Arch puts into the initramfs.
+const ARCH: &str = "/etc/crypttab.initramfs";
+/// Both.
+pub const FILES: &[&str] = &[PATH, ARCH];
 
 /// The piece.
 pub struct Crypttab;
@@ -39,27 +43,41 @@ impl Piece for Crypttab {
     }
 
     fn apply(&self, context: &Context) -> Result<Vec<Change>> {
-        let Some(old) = context.root.read_text(PATH)? else { return Ok(Vec::new()) };
         let mut changes = Vec::new();
-        let mut new = String::new();
-        for line in old.lines() {
-            if let Some(reason) = Line::parse(line).map_or(Ok(None), |fields| unusable(context, &fields))? {
-                changes.push(Change::warning("crypttab", PATH, format!("commented out, {reason}: {line}")));
-                new.push_str(&format!("# ka: {reason}:\n#"));
-            }
-            new.push_str(line);
-            new.push('\n');
-        }
-        if !changes.is_empty() {
-            context.root.write_text(PATH, &new, 0o644)?;
-            context.initramfs_is_stale("crypttab changed".into());
+        for path in FILES {
+            changes.extend(file(context, path)?);
         }
         Ok(changes)
     }
 }
 
+fn file(context: &Context, path: &str) -> Result<Vec<Change>> {
+    let Some(old) = context.root.read_text(path)? else { return Ok(Vec::new()) };
+    let mut changes = Vec::new();
+    let mut new = String::new();
+    for line in old.lines() {
+        if let Some(reason) = Line::parse(line).map_or(Ok(None), |fields| unusable(context, path, &fields))? {
+            changes.push(Change::warning("crypttab", path, format!("commented out, {reason}: {line}")));
+            new.push_str(&format!("# ka: {reason}:\n#"));
+        }
+        new.push_str(line);
+        new.push('\n');
+    }
+    if !changes.is_empty() {
+        if !context.root.write_text(path, &new, 0o644)? {
+            return Ok(vec![Change::warning(
+                "crypttab",
+                path,
+                "kept by policy, with lines that this node cannot use",
+            )]);
+        }
+        context.initramfs_is_stale(format!("{path} changed"));
+    }
+    Ok(changes)
+}
+
 /// Why a line cannot stay; none when it can.
-fn unusable(context: &Context, line: &Line) -> Result<Option<String>> {
+fn unusable(context: &Context, path: &str, line: &Line) -> Result<Option<String>> {
     let Some(spec) = Spec::parse(line.device) else { return Ok(None) };
     // The piece storage sets the lines of this node's own containers right.
     let own = |v: &Volume| matches!(&v.layer, Some(Layer::Luks { name, .. }) if *name == line.name);
@@ -80,7 +98,7 @@ fn unusable(context: &Context, line: &Line) -> Result<Option<String>> {
         return Ok(Some(format!("{} does not exist on this node", line.device)));
     }
     bail!(
-        "checking {PATH} of the clone: {} ({}) does not exist on this node and the line is not nofail",
+        "checking {path} of the clone: {} ({}) does not exist on this node and the line is not nofail",
         line.device,
         line.name
     );
@@ -107,6 +125,11 @@ mod tests {
         assert!(changes.len() == 2 && changes.iter().all(|c| c.warning), "{changes:?}");
         assert!(lab.read(PATH).lines().all(|l| l.starts_with('#')));
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
+
+        lab.file(PATH, "").file(ARCH, "c UUID=3 none luks,nofail\n");
+        assert!(
+            Crypttab.apply(&lab.context()).unwrap()[0].file == ARCH && lab.read(ARCH).starts_with("# ka: ")
+        );
 
         lab.file(PATH, "b UUID=2 none luks\n");
         let error = Crypttab.apply(&lab.context()).unwrap_err().to_string();

@@ -4,7 +4,6 @@
 use super::{Change, Context, Piece};
 use anyhow::{Context as _, Result};
 use ka_layout::order::Firmware;
-use ka_sys::process::{command_in, run_in, run_with_input};
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,7 +42,8 @@ impl Piece for Debconf {
         }
         let input =
             format!("grub-pc {QUESTION} multiselect {devices}\ngrub-pc {QUESTION}_empty boolean {empty}\n");
-        run_with_input(&mut command_in(context.target, "debconf-set-selections"), input.as_bytes(), LIMIT)
+        context
+            .run_with_input("debconf-set-selections", &[], input.as_bytes(), LIMIT)
             .context("setting where GRUB is installed")?;
         let what = if empty { "none: this node boots by UEFI".to_owned() } else { devices };
         Ok(vec![Change::new("debconf", QUESTION, format!("{what} (was {old})"))])
@@ -60,7 +60,7 @@ fn value_of<'a>(database: &'a str, question: &str) -> Option<&'a str> {
 
 /// The name under `/dev/disk/by-id` that udev will give the whole disk in the clone; the kernel's name where the disk
 /// has no identifier.
-fn stable_name(context: &Context, sysfs: &Path, disk: &str) -> String {
+pub fn stable_name(context: &Context, sysfs: &Path, disk: &str) -> String {
     let name = disk.trim_start_matches("/dev/");
     let attribute = |file: &str| {
         let text = std::fs::read_to_string(sysfs.join("class/block").join(name).join(file)).ok()?;
@@ -77,7 +77,7 @@ fn stable_name(context: &Context, sysfs: &Path, disk: &str) -> String {
     if let Some(wwn) = attribute("device/wwid").and_then(|w| w.strip_prefix("naa.").map(str::to_owned)) {
         return by_id(format!("wwn-0x{wwn}"));
     }
-    if let Ok(output) = run_in(context.target, "/lib/udev/ata_id", &["--export", disk], LIMIT)
+    if let Ok(output) = context.ask("/lib/udev/ata_id", &["--export", disk], LIMIT)
         && let Some(serial) = output.text().lines().find_map(|l| l.strip_prefix("ID_SERIAL="))
     {
         return by_id(format!("ata-{serial}"));

@@ -2,6 +2,7 @@
 //! own entry, for old ones of the same name and for the boot order.
 
 use ka_layout::order::EfiBoot;
+use std::collections::BTreeSet;
 
 /// The firmware's boot entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,54 +73,83 @@ fn file(path: &str) -> Option<String> {
     Some(path[..end].to_owned())
 }
 
+/// What is known of the clone's own entry.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// What the entry is called.
+    pub label: &'a str,
+    /// The file that it boots, where that is known: `\EFI\rocky\shimx64.efi`.
+    pub file: Option<&'a str>,
+    /// GUID of the partition that it boots from.
+    pub partuuid: Option<&'a str>,
+    /// GUIDs of all partitions of this machine, in lower case, where they are known.
+    pub present: Option<&'a BTreeSet<String>>,
+}
+
 /// What is to be done with the entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Numbers to delete: older entries of the same label.
+    /// Numbers to delete: older entries of the same label, and of the same file on partitions that are gone.
     pub delete: Vec<String>,
     /// The boot order to set; none when it is right.
     pub order: Option<Vec<String>>,
+    /// The entry to boot next, once.
+    pub next: Option<String>,
     /// Why the network could not be put first, if it should be.
     pub problem: Option<String>,
 }
 
-/// Plans for an own entry of this label on the partition `partuuid`; none when there is no such entry.
-pub fn plan(
-    found: &BootEntries,
-    label: &str,
-    partuuid: Option<&str>,
-    policy: EfiBoot,
-) -> Option<(String, Plan)> {
-    let same: Vec<&Entry> = found.entries.iter().filter(|e| e.label == label).collect();
+/// Plans for the clone's own entry; none when there is no such entry.
+pub fn plan(found: &BootEntries, here: &Here, policy: EfiBoot) -> Option<(String, Plan)> {
+    let partuuid = here.partuuid.map(str::to_ascii_lowercase);
+    let is_file =
+        |e: &Entry| e.file.as_deref().zip(here.file).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b));
     let rank = |e: &Entry| found.order.iter().position(|n| *n == e.number).unwrap_or(usize::MAX);
-    let on_disk = |e: &Entry| {
-        partuuid.is_none()
-            || e.partuuid.is_none()
-            || e.partuuid.as_deref() == partuuid.map(str::to_ascii_lowercase).as_deref()
+    let on_disk = |e: &Entry| partuuid.is_none() || e.partuuid.is_none() || e.partuuid == partuuid;
+    let own = found
+        .entries
+        .iter()
+        .filter(|e| e.label == here.label && on_disk(e))
+        // Where several fit, the one with the right file.
+        .min_by_key(|e| (here.file.is_some() && !is_file(e), rank(e)))?;
+    let is_gone = |e: &Entry| {
+        e.partuuid
+            .as_ref()
+            .zip(here.present)
+            .is_some_and(|(uuid, present)| uuid.len() == 36 && !present.contains(uuid))
     };
-    let own = same.iter().filter(|e| on_disk(e)).min_by_key(|e| rank(e))?;
+    let stale = |e: &&Entry| e.number != own.number && (e.label == here.label || (is_file(e) && is_gone(e)));
     let mut plan = Plan {
-        delete: same.iter().filter(|e| e.number != own.number).map(|e| e.number.clone()).collect(),
+        delete: found.entries.iter().filter(stale).map(|e| e.number.clone()).collect(),
         ..Plan::default()
     };
     let mut order: Vec<String> = found.order.iter().filter(|n| !plan.delete.contains(n)).cloned().collect();
     let first = match policy {
-        EfiBoot::DiskFirst => own.number.clone(),
+        EfiBoot::DiskFirst => Some(own.number.clone()),
         EfiBoot::PxeFirst => match &found.current {
             Some(current) if *current != own.number && !plan.delete.contains(current) => {
                 if !order.contains(&own.number) {
                     order.insert(0, own.number.clone());
                 }
-                current.clone()
+                Some(current.clone())
             }
             _ => {
                 plan.problem = Some("the firmware does not say which entry booted this node".into());
-                own.number.clone()
+                Some(own.number.clone())
             }
         },
+        EfiBoot::BootNext => {
+            // A new entry was put first when it was made.
+            order.retain(|n| *n != own.number);
+            order.push(own.number.clone());
+            plan.next = Some(own.number.clone());
+            None
+        }
     };
-    order.retain(|n| *n != first);
-    order.insert(0, first);
+    if let Some(first) = first {
+        order.retain(|n| *n != first);
+        order.insert(0, first);
+    }
     let now: Vec<&String> = found.order.iter().filter(|n| !plan.delete.contains(n)).collect();
     if now != order.iter().collect::<Vec<_>>() {
         plan.order = Some(order);
@@ -139,6 +169,33 @@ mod tests {
         Boot0007* debian\tHD(1,GPT,AAAAAAAA-0000-4000-8000-000000000001,0x800,0x40000)/File(\\EFI\\debian\\grubx64.efi)..BO\n";
     const OWN: &str = "aaaaaaaa-0000-4000-8000-000000000001";
 
+    fn here<'a>(label: &'a str, partuuid: &'a str) -> Here<'a> {
+        Here { label, file: None, partuuid: Some(partuuid), present: None }
+    }
+
+    #[test]
+    fn an_entry_for_the_same_file_goes_when_its_partition_is_gone() {
+        let text = V17.replace("Boot0005* debian", "Boot0005* Debian 11");
+        let present: BTreeSet<String> = [OWN.to_owned()].into();
+        let with =
+            |present| Here { file: Some("\\EFI\\debian\\shimx64.efi"), present, ..here("debian", OWN) };
+        let (_, planned) = plan(&parse(&text), &with(Some(&present)), EfiBoot::DiskFirst).unwrap();
+        assert_eq!(planned.delete, ["0005"]);
+        let both: BTreeSet<String> =
+            [OWN.to_owned(), "11111111-1111-4111-8111-111111111111".to_owned()].into();
+        for known in [None, Some(&both)] {
+            let (_, planned) = plan(&parse(&text), &with(known), EfiBoot::DiskFirst).unwrap();
+            assert_eq!(planned.delete, [""; 0], "its partition may be there");
+        }
+    }
+
+    #[test]
+    fn only_the_next_boot_goes_to_the_disk() {
+        let (own, planned) = plan(&parse(V17), &here("debian", OWN), EfiBoot::BootNext).unwrap();
+        assert_eq!(planned.next.as_ref(), Some(&own));
+        assert_eq!(planned.order.unwrap(), ["0003", "0000", "0007"]);
+    }
+
     #[test]
     fn both_forms_are_read() {
         let found = parse(V17);
@@ -156,7 +213,7 @@ mod tests {
 
     #[test]
     fn disk_first_deletes_the_stale_one_only() {
-        let (own, plan) = plan(&parse(V17), "debian", Some(OWN), EfiBoot::DiskFirst).unwrap();
+        let (own, plan) = plan(&parse(V17), &here("debian", OWN), EfiBoot::DiskFirst).unwrap();
         assert_eq!(own, "0007");
         assert_eq!(plan.delete, ["0005"]);
         assert_eq!(plan.order, None, "it is first already");
@@ -164,24 +221,24 @@ mod tests {
 
     #[test]
     fn the_network_stays_first_by_policy() {
-        let (_, planned) = plan(&parse(V17), "debian", Some(OWN), EfiBoot::PxeFirst).unwrap();
+        let (_, planned) = plan(&parse(V17), &here("debian", OWN), EfiBoot::PxeFirst).unwrap();
         assert_eq!(planned.order.unwrap(), ["0003", "0007", "0000"]);
         let unknown = V17.replace("BootCurrent: 0003\n", "");
-        let (_, planned) = plan(&parse(&unknown), "debian", Some(OWN), EfiBoot::PxeFirst).unwrap();
+        let (_, planned) = plan(&parse(&unknown), &here("debian", OWN), EfiBoot::PxeFirst).unwrap();
         assert!(planned.problem.is_some() && planned.order.is_none());
     }
 
     #[test]
     fn an_entry_on_another_disk_is_not_ours() {
-        assert_eq!(plan(&parse(V17), "debian", Some("other"), EfiBoot::DiskFirst), None);
-        assert_eq!(plan(&parse(V17), "ubuntu", Some(OWN), EfiBoot::DiskFirst), None);
+        assert_eq!(plan(&parse(V17), &here("debian", "other"), EfiBoot::DiskFirst), None);
+        assert_eq!(plan(&parse(V17), &here("ubuntu", OWN), EfiBoot::DiskFirst), None);
     }
 
     proptest! {
         #[test]
         fn no_output_breaks_the_reader(text in "(Boot[0-9A-F*]{0,6}|BootOrder: |HD\\(|\\\\|é|,|\t|\n|\\)|[ -~]){0,60}") {
             let found = parse(&text);
-            let _ = plan(&found, "debian", Some(OWN), EfiBoot::PxeFirst);
+            let _ = plan(&found, &here("debian", OWN), EfiBoot::PxeFirst);
         }
     }
 }

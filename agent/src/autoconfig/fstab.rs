@@ -51,7 +51,11 @@ impl Piece for Fstab {
         if !changes.is_empty() {
             let mut text = lines.join("\n");
             text.push('\n');
-            context.root.write_text(PATH, &text, 0o644)?;
+            if !context.root.write_text(PATH, &text, 0o644)? {
+                let wanted: Vec<&str> = changes.iter().map(|c| c.what.as_str()).collect();
+                let what = format!("kept by policy; else: {}", wanted.join("; "));
+                return Ok(vec![Change::warning("fstab", PATH, what)]);
+            }
         }
         Ok(changes)
     }
@@ -323,6 +327,25 @@ mod tests {
                  UUID={ESP_UUID} /boot/efi vfat umask=0077 0 1\nUUID={SWAP_UUID} none swap sw 0 0\n"
             )
         );
+    }
+
+    #[test]
+    fn suses_list_of_subvolumes_follows_the_root() {
+        let mut lab = Lab::new();
+        let new = "11111111-2222-4333-8444-555555555555";
+        lab.renew(3, new);
+        lab.volumes[2].fs = Some(Fs::Btrfs);
+        lab.order.golden.filesystems[0].fs = Fs::Btrfs;
+        let list = format!(
+            "UUID={ROOT_UUID}  /            btrfs  defaults              0  0\n\
+             UUID={ROOT_UUID}  /var         btrfs  subvol=/@/var         0  0\n\
+             UUID={ROOT_UUID}  /.snapshots  btrfs  subvol=/@/.snapshots  0  0\n\
+             UUID={SWAP_UUID}  swap         swap   defaults              0  0\n\
+             UUID={ESP_UUID}  /boot/efi  vfat  utf8  0  2\n"
+        );
+        lab.file(PATH, &list);
+        assert_eq!(Fstab.apply(&lab.context()).unwrap().len(), 3);
+        assert_eq!(lab.read(PATH), list.replace(ROOT_UUID, new));
     }
 
     #[test]

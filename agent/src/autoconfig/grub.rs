@@ -1,13 +1,12 @@
-//! The boot loader: GRUB, put on the disk by the clone's own `grub-install`, for BIOS or UEFI as the node booted. For
+//! GRUB, put on the disk by the clone's own `grub-install` (or `grub2-install`), for BIOS or UEFI as the node booted. For
 //! UEFI it goes to its own directory with a boot entry in the firmware, and to the path that every firmware tries. The
 //! menu is made anew only when it names what this node does not have, for that is slow.
 
-use super::efi::{self, BootEntries};
-use super::{Change, Context, Piece, grub_cfg, root::Root};
-use anyhow::{Context as _, Result, anyhow, bail};
+use super::programs::Programs;
+use super::{Change, Context, entries, grub_cfg, nvram, root::Root};
+use anyhow::{Context as _, Result, bail};
 use ka_layout::model::Fs;
 use ka_layout::order::{Firmware, Volume};
-use ka_sys::process::run_in;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,15 +14,14 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Where the firmware's variables are, in the clone as here.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
-/// The piece.
-pub struct Grub;
-
 /// What UEFI calls an architecture.
 pub struct EfiArch {
     /// GRUB's name of the platform.
     pub platform: &'static str,
     /// The file that firmware boots when no entry says otherwise.
     pub removable: &'static str,
+    /// What file names of loaders end with, before `.efi`.
+    pub short: &'static str,
 }
 
 /// UEFI's names for `uname -m`.
@@ -32,8 +30,10 @@ pub struct EfiArch {
 /// For machines that GRUB's UEFI port is not known for.
 pub fn efi_arch(machine: &str) -> Result<EfiArch> {
     match machine {
-        "" | "x86_64" => Ok(EfiArch { platform: "x86_64-efi", removable: "EFI/BOOT/BOOTX64.EFI" }),
-        "aarch64" => Ok(EfiArch { platform: "arm64-efi", removable: "EFI/BOOT/BOOTAA64.EFI" }),
+        "" | "x86_64" => {
+            Ok(EfiArch { platform: "x86_64-efi", removable: "EFI/BOOT/BOOTX64.EFI", short: "x64" })
+        }
+        "aarch64" => Ok(EfiArch { platform: "arm64-efi", removable: "EFI/BOOT/BOOTAA64.EFI", short: "aa64" }),
         other => bail!("choosing the boot loader: UEFI on {other} is not supported"),
     }
 }
@@ -56,48 +56,58 @@ pub fn bootloader_id(context: &Context) -> String {
     if safe && !id.starts_with('.') { id.to_owned() } else { "linux".to_owned() }
 }
 
-impl Piece for Grub {
-    fn name(&self) -> &'static str {
-        "bootloader"
-    }
-
-    fn apply(&self, context: &Context) -> Result<Vec<Change>> {
-        let root = &context.root;
-        if !root.exists("/usr/sbin/grub-install") {
-            let package = match context.firmware {
-                Firmware::Bios => "grub-pc",
-                Firmware::Uefi => "grub-efi-amd64",
-            };
-            bail!(
-                "installing the boot loader: the clone has no grub-install; install {package} on the golden node, or skip \
-                 the piece bootloader and install another one by a hook"
-            );
-        }
-        let links = DevLinks::make(Path::new("/dev"), context.volumes)?;
-        let mut changes = match context.firmware {
-            Firmware::Bios => install_bios(context)?,
-            Firmware::Uefi => install_uefi(context)?,
-        };
-        if let Some(reason) = menu_is_stale(context)? {
-            run_in(context.target, "grub-mkconfig", &["-o", grub_cfg::PATH], LIMIT)
-                .with_context(|| format!("making {} ({reason})", grub_cfg::PATH))?;
-            changes.push(Change::new("bootloader", grub_cfg::PATH, format!("made anew: {reason}")));
-            if let Some(reason) = menu_is_stale(context)? {
-                bail!("making {}: it is still of no use: {reason}", grub_cfg::PATH);
-            }
-        }
-        drop(links);
-        Ok(changes)
-    }
+/// The clone's program `grub-WHAT`, which some distributions call `grub2-WHAT`.
+pub fn program(context: &Context, what: &str) -> Option<&'static str> {
+    let names: [&'static str; 2] = match what {
+        "install" => ["grub-install", "grub2-install"],
+        _ => ["grub-mkconfig", "grub2-mkconfig"],
+    };
+    let places = ["/usr/sbin", "/usr/bin", "/sbin"];
+    names.into_iter().find(|name| places.iter().any(|dir| context.root.exists(format!("{dir}/{name}"))))
 }
 
-/// Why `grub.cfg` cannot serve this node; none when it can.
+fn installer(context: &Context) -> Result<&'static str> {
+    let package = match context.firmware {
+        Firmware::Bios => "grub-pc (or grub2-pc)",
+        Firmware::Uefi => "grub-efi-amd64 (or the signed loader, on the ESP)",
+    };
+    program(context, "install").with_context(|| {
+        format!(
+            "installing the boot loader: the clone has no grub-install; install {package} on the golden node, or skip \
+             the piece bootloader and install another one by a hook"
+        )
+    })
+}
+
+/// Makes the menu anew where it cannot serve this node.
+///
+/// # Errors
+/// When it cannot be made, or is of no use even then.
+pub fn make_menu(context: &Context) -> Result<Vec<Change>> {
+    let Some(reason) = menu_is_stale(context)? else { return Ok(Vec::new()) };
+    let path = grub_cfg::path(context)?;
+    let mkconfig = program(context, "mkconfig")
+        .with_context(|| format!("making {path} ({reason}): the clone has no grub-mkconfig"))?;
+    let links = DevLinks::for_programs(context)?;
+    context.run(mkconfig, &["-o", &path], LIMIT).with_context(|| format!("making {path} ({reason})"))?;
+    drop(links);
+    if !context.is_dry()
+        && let Some(reason) = menu_is_stale(context)?
+    {
+        bail!("making {path}: it is still of no use: {reason}");
+    }
+    Ok(vec![Change::new("bootloader", path, format!("made anew: {reason}"))])
+}
+
+/// Why the menu cannot serve this node; none when it can.
 fn menu_is_stale(context: &Context) -> Result<Option<String>> {
-    let Some(text) = context.root.read_text(grub_cfg::PATH)? else {
+    let Some(text) = context.root.read_text(grub_cfg::path(context)?)? else {
         return Ok(Some("there was none".into()));
     };
     let found = grub_cfg::parse(&text);
-    if found.kernels.is_empty() {
+    // With entries in files of their own it names no kernel itself, and the files are what counts.
+    let has_entries = found.blscfg && !entries::bls_files(context)?.is_empty();
+    if found.kernels.is_empty() && !has_entries {
         return Ok(Some("it boots no kernel".into()));
     }
     if let Some(kernel) = grub_cfg::outside_subvolume(context, &found) {
@@ -112,103 +122,71 @@ fn menu_is_stale(context: &Context) -> Result<Option<String>> {
     Ok(missing.map(|path| format!("{path} does not exist")))
 }
 
-fn install_bios(context: &Context) -> Result<Vec<Change>> {
+/// Puts it on the disk that holds `/boot`.
+///
+/// # Errors
+/// Says which package is missing on the golden node, or what `grub-install` said.
+pub fn install_bios(context: &Context) -> Result<Vec<Change>> {
+    let program = installer(context)?;
     if !context.root.is_dir("/usr/lib/grub/i386-pc") {
         bail!(
-            "installing GRUB for BIOS: the clone has no /usr/lib/grub/i386-pc; install grub-pc-bin on the golden node"
+            "installing GRUB for BIOS: the clone has no /usr/lib/grub/i386-pc; install grub-pc-bin (or grub2-pc) on the \
+             golden node"
         );
     }
     let boot = context.boot_volume()?;
+    let links = DevLinks::for_programs(context)?;
     let mut changes = Vec::new();
     // Every disk of an array: the machine boots from whichever is left.
     for disk in std::iter::once(&boot.disk).chain(&boot.more_disks) {
-        run_in(context.target, "grub-install", &["--target=i386-pc", disk], LIMIT)
+        context
+            .run(program, &["--target=i386-pc", disk], LIMIT)
             .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
         changes.push(Change::new("bootloader", disk, "GRUB for BIOS installed"));
     }
+    drop(links);
     Ok(changes)
 }
 
-fn install_uefi(context: &Context) -> Result<Vec<Change>> {
+/// Puts it on the ESP, under the distribution's name and at the removable path, and sees to the boot entry.
+///
+/// # Errors
+/// Says which package is missing on the golden node, or what `grub-install` said.
+pub fn install_uefi(context: &Context) -> Result<Vec<Change>> {
+    let program = installer(context)?;
     let arch = efi_arch(&context.order.golden.arch)?;
     let modules = format!("/usr/lib/grub/{}", arch.platform);
     if !context.root.is_dir(&modules) {
         bail!(
-            "installing GRUB for UEFI: the clone has no {modules}; install grub-efi-amd64-bin on the golden node"
+            "installing GRUB for UEFI: the clone has no {modules}; install grub-efi-amd64-bin (or grub2-efi) on the \
+             golden node"
         );
     }
     let (esp, mount) = esp(context)?;
     let id = bootloader_id(context);
-    let common =
-        [format!("--target={}", arch.platform), format!("--efi-directory={mount}"), "--recheck".into()];
-    let own = [format!("--bootloader-id={id}")];
-    let nvram = !context.root.list(EFIVARS)?.is_empty();
-    let no_nvram: &[String] = if nvram { &[] } else { &["--no-nvram".to_owned()] };
-    let arguments = [&common[..], &own, no_nvram].concat();
+    let (target, directory) = (format!("--target={}", arch.platform), format!("--efi-directory={mount}"));
+    let own = format!("--bootloader-id={id}");
+    let nvram = nvram::in_reach(context)?;
+    let mut words = vec![target.as_str(), &directory, "--recheck", &own];
+    if !nvram {
+        words.push("--no-nvram");
+    }
+    let links = DevLinks::for_programs(context)?;
     let on = |what: &str| format!("installing GRUB for UEFI {what} on {} ({mount})", esp.device);
-    run_in(context.target, "grub-install", &arguments, LIMIT).with_context(|| on("with its own name"))?;
+    context.run(program, &words, LIMIT).with_context(|| on("with its own name"))?;
     let mut changes = vec![Change::new("bootloader", format!("{mount}/EFI/{id}"), "GRUB for UEFI installed")];
-    let arguments = [&common[..], &own, &["--removable".to_owned()]].concat();
-    run_in(context.target, "grub-install", &arguments, LIMIT).with_context(|| on("at the removable path"))?;
+    let words = [target.as_str(), &directory, "--recheck", &own, "--removable"];
+    context.run(program, &words, LIMIT).with_context(|| on("at the removable path"))?;
     changes.push(Change::new("bootloader", format!("{mount}/{}", arch.removable), "GRUB for UEFI installed"));
-    if nvram {
-        changes.extend(order_entries(context, &id, esp)?);
-    } else {
-        changes.push(Change::warning(
-            "bootloader",
-            "NVRAM",
-            format!(
-                "no boot entry was made: {EFIVARS} is out of reach; the firmware must boot {}",
-                arch.removable
-            ),
-        ));
-    }
-    Ok(changes)
-}
-
-/// The firmware's boot entries, read by the clone's `efibootmgr`; none when it has none.
-pub fn boot_entries(context: &Context) -> Result<Option<BootEntries>> {
-    if !["/usr/bin/efibootmgr", "/usr/sbin/efibootmgr", "/bin/efibootmgr"]
-        .iter()
-        .any(|p| context.root.exists(p))
-    {
-        return Ok(None);
-    }
-    let output = run_in(context.target, "efibootmgr", &["-v"], LIMIT)
-        .context("reading the firmware's boot entries")?;
-    Ok(Some(efi::parse(&output.text())))
-}
-
-/// Removes older entries of the same name and sets the order that policy wants.
-fn order_entries(context: &Context, id: &str, esp: &Volume) -> Result<Vec<Change>> {
-    let Some(found) = boot_entries(context)? else {
-        let what =
-            "the clone has no efibootmgr: old boot entries and the boot order are as grub-install left them";
-        return Ok(vec![Change::warning("bootloader", "NVRAM", what)]);
-    };
-    let policy = context.order.policy.efi_boot;
-    let (own, plan) = efi::plan(&found, id, esp.partuuid.as_deref(), policy).ok_or_else(|| {
-        anyhow!("checking the boot entry: grub-install made none called {id} for {}", esp.device)
-    })?;
-    let mut changes =
-        vec![Change::new("bootloader", "NVRAM", format!("entry {own} ({id}) boots {}", esp.device))];
-    for number in &plan.delete {
-        run_in(context.target, "efibootmgr", &["-q", "-b", number, "-B"], LIMIT)
-            .with_context(|| format!("deleting the old boot entry {number}"))?;
-        changes.push(Change::new("bootloader", "NVRAM", format!("older entry {number} ({id}) deleted")));
-    }
-    if let Some(order) = &plan.order {
-        let order = order.join(",");
-        run_in(context.target, "efibootmgr", &["-q", "-o", &order], LIMIT)
-            .with_context(|| format!("setting the boot order to {order}"))?;
-        changes.push(Change::new("bootloader", "NVRAM", format!("boot order {order}")));
-    }
-    if let Some(problem) = plan.problem {
-        changes.push(Change::warning(
-            "bootloader",
-            "NVRAM",
-            format!("the network is not put first: {problem}"),
-        ));
+    drop(links);
+    if !nvram {
+        let what = format!(
+            "no boot entry was made: {EFIVARS} is out of reach; the firmware must boot {}",
+            arch.removable
+        );
+        changes.push(Change::warning("bootloader", "NVRAM", what));
+    } else if !context.is_dry() {
+        changes.extend(nvram::arrange(context, &id, None, esp)?);
     }
     Ok(changes)
 }
@@ -218,6 +196,12 @@ fn order_entries(context: &Context, id: &str, esp: &Volume) -> Result<Vec<Change
 struct DevLinks(Vec<PathBuf>);
 
 impl DevLinks {
+    /// Those that GRUB's programs need, when they are really run.
+    fn for_programs(context: &Context) -> Result<Option<Self>> {
+        let real = matches!(context.programs, Programs::Inside);
+        real.then(|| Self::make(Path::new("/dev"), context.volumes)).transpose()
+    }
+
     fn make(dev: &Path, volumes: &[Volume]) -> Result<Self> {
         let mut links = Self(Vec::new());
         for volume in volumes {
@@ -260,17 +244,34 @@ pub fn on_esp(root: &Root, mount: &str, path: &str) -> Option<PathBuf> {
     Some(place)
 }
 
+/// Where a file is to be put on the ESP: in the directories that are there already, however they are written; those that
+/// are not are made.
+///
+/// # Errors
+/// When a directory cannot be made.
+pub fn esp_path(context: &Context, mount: &str, path: &str) -> Result<PathBuf> {
+    let mut place = PathBuf::from(mount);
+    for part in path.split('/') {
+        let there = on_esp(&context.root, &place.to_string_lossy(), part);
+        place = there.unwrap_or_else(|| place.join(part));
+    }
+    if let Some(dir) = place.parent() {
+        context.root.make_dir(dir)?;
+    }
+    Ok(place)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Lab, ROOT_UUID};
+    use super::super::testing::{ESP_UUID, Lab, ROOT_UUID};
     use super::*;
 
     #[test]
     fn what_is_missing_is_named_by_package() {
         let mut lab = Lab::new();
         lab.firmware = Firmware::Bios;
-        let error = Grub.apply(&lab.context()).unwrap_err().to_string();
-        assert!(error.contains("install grub-pc on the golden node"), "{error}");
+        let error = install_bios(&lab.context()).unwrap_err().to_string();
+        assert!(error.contains("install grub-pc (or grub2-pc) on the golden node"), "{error}");
         lab.file("/usr/sbin/grub-install", "");
         assert!(install_bios(&lab.context()).unwrap_err().to_string().contains("grub-pc-bin"));
         assert!(install_uefi(&lab.context()).unwrap_err().to_string().contains("grub-efi-amd64-bin"));
@@ -287,14 +288,42 @@ mod tests {
         let cfg = format!(
             "search --no-floppy --fs-uuid --set=root {ROOT_UUID}\nlinux /boot/k root=UUID={ROOT_UUID}\ninitrd /boot/i\n"
         );
-        lab.file(grub_cfg::PATH, &cfg);
+        lab.file("/boot/grub/grub.cfg", &cfg);
         assert_eq!(stale().unwrap(), "/boot/k does not exist");
         lab.file("/boot/k", "k").file("/boot/i", "i");
         assert_eq!(stale(), None);
-        lab.file(grub_cfg::PATH, &cfg.replace("root=UUID=", "root=UUID=dead"));
+        lab.file("/boot/grub/grub.cfg", &cfg.replace("root=UUID=", "root=UUID=dead"));
         assert!(stale().unwrap().contains("not on this node"));
-        lab.file(grub_cfg::PATH, "# nothing\n");
+        lab.file("/boot/grub/grub.cfg", "# nothing\n");
         assert_eq!(stale().unwrap(), "it boots no kernel");
+    }
+
+    #[test]
+    fn red_hats_names_are_used_and_its_entries_count() {
+        let mut lab = Lab::new();
+        lab.firmware = Firmware::Bios;
+        lab.distribution("rocky", "rhel centos fedora");
+        lab.file("/usr/sbin/grub2-install", "")
+            .file("/usr/sbin/grub2-mkconfig", "")
+            .file("/usr/lib/grub/i386-pc/x", "");
+        lab.file("/boot/grub2/grub.cfg", "search --no-floppy --fs-uuid --set=root dead\nblscfg\n");
+        let target = lab.target.clone();
+        let context = lab.pretending(move |line| {
+            if line.starts_with("grub2-mkconfig") {
+                let text = format!("search --no-floppy --fs-uuid --set=root {ROOT_UUID}\nsearch --fs-uuid --set=boot {ESP_UUID}\nblscfg\n");
+                std::fs::write(target.join("boot/grub2/grub.cfg"), text)?;
+            }
+            Ok(String::new())
+        });
+        install_bios(&context).unwrap();
+        assert_eq!(menu_is_stale(&context).unwrap().unwrap(), "it boots no kernel");
+        lab.file("/boot/loader/entries/x.conf", "linux /boot/k\n");
+        make_menu(&context).unwrap();
+        assert_eq!(
+            context.ran(),
+            ["grub2-install --target=i386-pc /dev/nvme0n1", "grub2-mkconfig -o /boot/grub2/grub.cfg"]
+        );
+        assert!(make_menu(&context).unwrap().is_empty());
     }
 
     #[test]

@@ -1,10 +1,30 @@
 //! Reading `grub.cfg` and kernel command lines: which devices they name and which kernels and initramfs they boot.
 
-use super::names::Spec;
-use super::{Context, root::Root};
+use super::names::{Meaning, Spec};
+use super::{Context, esp_files, root::Root};
+use anyhow::Result;
+use ka_layout::order::Firmware;
 
-/// GRUB's configuration as Debian names it.
-pub const PATH: &str = "/boot/grub/grub.cfg";
+/// GRUB's configuration as it stands where GRUB has its usual name.
+const PATH: &str = "/boot/grub/grub.cfg";
+/// The same where the distribution calls it grub2.
+const PATH2: &str = "/boot/grub2/grub.cfg";
+
+/// Where the clone's menu is: on UEFI it may be the file on the ESP itself, as up to RHEL 8.
+pub fn path(context: &Context) -> Result<String> {
+    if context.firmware == Firmware::Uefi {
+        for stub in esp_files::stubs(context)? {
+            let text = context.root.read_text(&stub)?.unwrap_or_default();
+            let found = parse(&text);
+            if !found.leads_on && (found.blscfg || !found.kernels.is_empty()) {
+                return Ok(stub);
+            }
+        }
+    }
+    let grub2 =
+        context.root.exists(PATH2) || (context.root.is_dir("/boot/grub2") && !context.root.exists(PATH));
+    Ok(if grub2 { PATH2 } else { PATH }.to_owned())
+}
 
 /// What a `grub.cfg` relies on.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,6 +35,10 @@ pub struct GrubCfg {
     pub kernels: Vec<String>,
     /// Initramfs files, as GRUB names them.
     pub initrds: Vec<String>,
+    /// Whether the entries are files of their own (Boot Loader Specification).
+    pub blscfg: bool,
+    /// Whether it leads to another configuration file.
+    pub leads_on: bool,
 }
 
 /// Reads a `grub.cfg`.
@@ -49,7 +73,15 @@ pub fn parse(text: &str) -> GrubCfg {
                 found.names.extend(names.map(|(_, spec)| (spec, line.trim().to_owned())));
             }
             "initrd" | "initrd16" | "initrdefi" => {
-                found.initrds.extend(arguments.iter().map(|a| (*a).to_owned()));
+                let files = arguments.iter().filter(|a| !a.starts_with("$") || a.starts_with("($root)"));
+                found.initrds.extend(files.map(|a| (*a).to_owned()));
+            }
+            "blscfg" => found.blscfg = true,
+            "configfile" => found.leads_on = true,
+            "set" if arguments.first().is_some_and(|a| a.starts_with("kernelopts=")) => {
+                let names = command_line_names(line.split_once("kernelopts=").map_or("", |(_, rest)| rest))
+                    .into_iter();
+                found.names.extend(names.map(|(_, spec)| (spec, line.trim().to_owned())));
             }
             _ => {}
         }
@@ -63,6 +95,26 @@ pub fn command_line_names(line: &str) -> Vec<(&str, Spec)> {
     let pairs = words.filter_map(|word| word.split_once('='));
     let named = pairs.filter(|(key, _)| *key == "root" || *key == "resume");
     named.filter_map(|(key, value)| Some((key, Spec::parse(value)?))).collect()
+}
+
+/// A configuration with the file systems for which it searches named as they are on this node.
+pub fn retarget(context: &Context, text: &str) -> String {
+    let mut new = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let searched =
+            parse(line).names.into_iter().next().filter(|_| line.trim_start().starts_with("search"));
+        let names = context.names();
+        let renamed = searched.and_then(|(spec, _)| match (names.meaning(&spec), spec) {
+            (Meaning::Renamed(volume), Spec::Uuid(old)) => Some((old, volume.uuid.clone()?)),
+            (Meaning::Renamed(volume), Spec::Label(old)) => Some((old, volume.label.clone()?)),
+            _ => None,
+        });
+        match renamed {
+            Some((old, now)) => new.push_str(&line.replace(&old, &now)),
+            None => new.push_str(line),
+        }
+    }
+    new
 }
 
 /// The names in `found` that mean nothing on this node, each with its line.
@@ -94,7 +146,9 @@ pub fn in_clone(root: &Root, path: &str) -> Option<String> {
     } else {
         plain
     };
-    let places = [plain.to_owned(), format!("/boot{plain}")];
+    let mut places = vec![plain.to_owned(), format!("/boot{plain}")];
+    // Other names of btrfs subvolumes: /root/boot/vmlinuz.
+    places.extend(plain.rfind("/boot/").filter(|&at| at > 0).map(|at| plain[at..].to_owned()));
     places.into_iter().find(|p| root.size(p).is_some_and(|size| size > 0))
 }
 
@@ -175,7 +229,53 @@ menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
         assert_eq!(in_clone(root, "/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/@/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/@rootfs/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/root/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
+        assert_eq!(in_clone(root, "/@/.snapshots/1/snapshot/boot/vmlinuz-6.1").unwrap(), "/boot/vmlinuz-6.1");
         assert_eq!(in_clone(root, "/boot/empty"), None);
+    }
+
+    #[test]
+    fn red_hats_menu_leads_to_boot_entries() {
+        let text = "set kernelopts=\"root=UUID=dead ro resume=UUID=beef\"\nblscfg\n";
+        let found = parse(text);
+        assert!(found.blscfg && found.kernels.is_empty() && !found.leads_on);
+        assert_eq!(found.names.len(), 2);
+        assert_eq!(
+            parse("linux ($root)/vmlinuz root=$x\ninitrd ($root)/i.img $tuned_initrd\n").initrds,
+            ["($root)/i.img"]
+        );
+    }
+
+    #[test]
+    fn the_menu_is_where_the_distribution_has_it() {
+        let lab = Lab::new();
+        assert_eq!(path(&lab.context()).unwrap(), PATH);
+        lab.file("/boot/grub2/grubenv", "");
+        assert_eq!(path(&lab.context()).unwrap(), PATH2);
+        lab.file(
+            "/boot/efi/EFI/rocky/grub.cfg",
+            "search --fs-uuid --set=dev x\nconfigfile $prefix/grub.cfg\n",
+        );
+        assert_eq!(path(&lab.context()).unwrap(), PATH2);
+        lab.file("/boot/efi/EFI/rocky/grub.cfg", "insmod blscfg\nblscfg\n");
+        assert_eq!(path(&lab.context()).unwrap(), "/boot/efi/EFI/rocky/grub.cfg");
+    }
+
+    #[test]
+    fn a_stub_searches_for_what_is_here() {
+        let mut lab = Lab::new();
+        let stub = format!(
+            "search --no-floppy --root-dev-only --fs-uuid --set=dev {ROOT_UUID}\nset prefix=($dev)/boot/grub2\n\
+             export $prefix\nconfigfile $prefix/grub.cfg\n"
+        );
+        assert_eq!(retarget(&lab.context(), &stub), stub);
+        let new = "11111111-2222-4333-8444-555555555555";
+        lab.renew(3, new);
+        assert_eq!(retarget(&lab.context(), &stub), stub.replace(ROOT_UUID, new));
+        assert_eq!(
+            retarget(&lab.context(), &format!("search.fs_uuid {ROOT_UUID} root hd0,gpt2 \n")),
+            format!("search.fs_uuid {new} root hd0,gpt2 \n")
+        );
     }
 
     proptest! {

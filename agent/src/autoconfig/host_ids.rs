@@ -26,18 +26,19 @@ impl Piece for HostIds {
             // The last bytes of a random UUID are all random. Zero means "none".
             let mut id = Uuid::new_v4().as_bytes()[12..].to_vec();
             id[0] |= 1;
-            root.write(HOSTID, &id, 0o644)?;
-            new(HOSTID, "new".into());
+            if root.write(HOSTID, &id, 0o644)? {
+                new(HOSTID, "new".into());
+            }
         }
         // The two belong together: the name holds the id.
         let id = Uuid::new_v4();
         if root.exists(NQN) {
             let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:{id}");
-            root.write_text(NQN, &format!("{nqn}\n"), 0o644)?;
-            new(NQN, format!("new: {nqn}"));
+            if root.write_text(NQN, &format!("{nqn}\n"), 0o644)? {
+                new(NQN, format!("new: {nqn}"));
+            }
         }
-        if root.exists(NVME_ID) {
-            root.write_text(NVME_ID, &format!("{id}\n"), 0o644)?;
+        if root.exists(NVME_ID) && root.write_text(NVME_ID, &format!("{id}\n"), 0o644)? {
             new(NVME_ID, format!("new: {id}"));
         }
         if let Some(text) = root.read_text(ISCSI)? {

@@ -1,13 +1,15 @@
 //! The host name, wherever the system itself keeps it: `/etc/hostname`, the node's own lines in `/etc/hosts`, and where
 //! they bear the golden name `/etc/mailname`, postfix's `myhostname` and the pretty name in `/etc/machine-info`.
 
-use super::{Change, Context, Piece};
+use super::{Change, Context, Piece, ifcfg};
 use anyhow::{Result, bail};
+use std::path::PathBuf;
 
 const HOSTNAME: &str = "/etc/hostname";
 const HOSTS: &str = "/etc/hosts";
 const MAILNAME: &str = "/etc/mailname";
 const POSTFIX: &str = "/etc/postfix/main.cf";
+const SUSE: &str = "/etc/HOSTNAME";
 const MACHINE_INFO: &str = "/etc/machine-info";
 
 /// The piece.
@@ -84,6 +86,16 @@ impl Piece for Hostname {
                 changes.push(Change::new("hostname", MAILNAME, name));
             }
         }
+        // SUSE's, where it is not the same file; its form is the full name.
+        if let Some(text) = root.read_text(SUSE)?
+            && root.link(SUSE).is_none()
+        {
+            let name = if text.contains('.') { new.full() } else { new.short.clone() };
+            if root.write_text(SUSE, &format!("{name}\n"), 0o644)? {
+                changes.push(Change::new("hostname", SUSE, name));
+            }
+        }
+        changes.extend(sysconfig(context, &old, &new)?);
         if let Some(text) = root.read_text(POSTFIX)? {
             let text_new = new_postfix(&text, &old, &new);
             if root.write_text(POSTFIX, &text_new, 0o644)? {
@@ -101,6 +113,34 @@ impl Piece for Hostname {
         }
         Ok(changes)
     }
+}
+
+/// The golden name in RHEL's `HOSTNAME=` (up to 6) and in the name that DHCP clients send, `DHCP_HOSTNAME=` and SUSE's
+/// `DHCLIENT_HOSTNAME_OPTION=`.
+fn sysconfig(context: &Context, old: &Name, new: &Name) -> Result<Vec<Change>> {
+    let root = &context.root;
+    let mut files =
+        vec![PathBuf::from("/etc/sysconfig/network"), PathBuf::from("/etc/sysconfig/network/dhcp")];
+    for dir in ifcfg::DIRS {
+        files.extend(root.matching(dir, "ifcfg-", "")?);
+    }
+    let mut changes = Vec::new();
+    for file in files {
+        if root.is_dir(&file) {
+            continue;
+        }
+        let Some(text) = root.read_text(&file)? else { continue };
+        let keys = ["HOSTNAME", "DHCP_HOSTNAME", "DHCLIENT_HOSTNAME_OPTION"];
+        let change = |line: &str| {
+            let value = keys.iter().find_map(|key| ifcfg::value(line, key));
+            let name = value.and_then(|value| Some((value, renamed(value, old, new)?)));
+            name.map_or_else(|| line.to_owned(), |(value, name)| line.replacen(value, &name, 1))
+        };
+        if root.write_text(&file, &map_lines(&text, change), 0o644)? {
+            changes.push(Change::new("hostname", file.to_string_lossy(), new.full()));
+        }
+    }
+    Ok(changes)
 }
 
 /// The golden name; its domain may stand in `/etc/hosts` only.
@@ -222,6 +262,27 @@ fn map_lines(text: &str, each: impl Fn(&str) -> String) -> String {
 mod tests {
     use super::super::testing::Lab;
     use super::*;
+
+    #[test]
+    fn suse_and_rhel_have_it_in_other_places_too() {
+        let lab = Lab::new();
+        lab.file(HOSTNAME, "golden\n")
+            .file(SUSE, "golden.example.org\n")
+            .file(HOSTS, "127.0.0.1 localhost\n127.0.0.2 golden.example.org golden\n")
+            .file("/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nDHCP_HOSTNAME=\"golden\"\n");
+        Hostname.apply(&lab.context()).unwrap();
+        assert_eq!(lab.read(SUSE), "node7.example.org\n");
+        assert_eq!(
+            lab.read("/etc/sysconfig/network-scripts/ifcfg-eth0"),
+            "DEVICE=eth0\nDHCP_HOSTNAME=\"node7\"\n"
+        );
+        let old = Lab::new();
+        old.file(HOSTNAME, "golden\n").file("/etc/sysconfig/network", "NETWORKING=yes\nHOSTNAME=golden\n");
+        std::os::unix::fs::symlink("hostname", old.target.join("etc/HOSTNAME")).unwrap();
+        Hostname.apply(&old.context()).unwrap();
+        assert_eq!(old.read("/etc/sysconfig/network"), "NETWORKING=yes\nHOSTNAME=node7\n");
+        assert!(old.target.join("etc/HOSTNAME").is_symlink() && old.read(SUSE) == "node7\n");
+    }
 
     #[test]
     fn debians_files_are_renamed() {

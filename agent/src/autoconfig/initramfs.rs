@@ -1,17 +1,14 @@
 //! The clone's initramfs. It is built anew only when it must be, for that takes minutes on slow machines: when a driver
 //! of the node's disks is missing from it, when something baked into it changed, or when policy says so.
 
-use super::{Change, Context, Piece};
+use super::initramfs_tools::{Builder, Kernel, kernels};
+use super::names::Spec;
+use super::{Change, Context, Piece, entries, uki};
 use anyhow::{Context as _, Result, bail};
 use ka_layout::order;
-use ka_sys::process::run_in;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
-/// Building for all kernels; 280 s were measured on a loaded virtual machine.
-const BUILD_LIMIT: Duration = Duration::from_secs(3600);
-const LIST_LIMIT: Duration = Duration::from_secs(300);
 /// Modules whose absence says nothing: they drive no disk.
 const IRRELEVANT: &[&str] = &["pcieport", "shpchp", "pci_hotplug"];
 
@@ -32,8 +29,19 @@ impl Piece for Initramfs {
         let mut changes = Vec::new();
         let kernels = kernels(context)?;
         check_kernels(context, &kernels, &needed, &mut changes)?;
-        if policy == order::Initramfs::Auto {
-            reasons.extend(missing_drivers(context, &kernels, &needed)?);
+        let builder = Builder::find(context);
+        if policy == order::Initramfs::Auto
+            && let Some(builder) = builder
+        {
+            reasons.extend(missing_drivers(context, builder, &kernels, &needed)?);
+        }
+        if builder == Some(Builder::Dracut) {
+            reasons.extend(baked_root(context));
+        }
+        // A unified image has its command line inside.
+        for (file, options) in uki::images(context)? {
+            let entry = entries::BootEntry { options, ..entries::BootEntry::default() };
+            reasons.extend(entries::problems(context, &file, "/", &entry));
         }
         let reason = match policy {
             order::Initramfs::Always => "by policy".to_owned(),
@@ -45,25 +53,17 @@ impl Piece for Initramfs {
             }
             order::Initramfs::Auto => reasons.join(", "),
         };
-        if !context.root.exists("/usr/sbin/update-initramfs") {
+        let Some(builder) = builder else {
             bail!(
-                "building the initramfs ({reason}): the clone has no update-initramfs; install initramfs-tools there"
+                "building the initramfs ({reason}): the clone has no update-initramfs, dracut or mkinitcpio; install one \
+                 there"
             );
-        }
+        };
         log::info!("building the initramfs anew: {reason}");
-        run_in(context.target, "update-initramfs", &["-u", "-k", "all"], BUILD_LIMIT)
-            .with_context(|| format!("building the initramfs ({reason})"))?;
+        builder.build(context, &kernels).with_context(|| format!("building the initramfs ({reason})"))?;
         changes.push(Change::new("initramfs", "/boot", format!("built anew: {reason}")));
         Ok(changes)
     }
-}
-
-/// The versions of the clone's kernels that can boot.
-fn kernels(context: &Context) -> Result<Vec<String>> {
-    let images = context.root.matching("/boot", "vmlinuz-", "")?;
-    let versions =
-        images.iter().filter_map(|p| p.file_name()?.to_str()?.strip_prefix("vmlinuz-").map(str::to_owned));
-    Ok(versions.collect())
 }
 
 /// A module's name as the kernel has it: files write `-` or `_` as they like.
@@ -117,13 +117,13 @@ fn provides(context: &Context, kernel: &str) -> Result<Option<BTreeSet<String>>>
 /// A kernel without a driver for the node's disk cannot boot from it, whatever its initramfs holds.
 fn check_kernels(
     context: &Context,
-    kernels: &[String],
+    kernels: &[Kernel],
     needed: &BTreeSet<String>,
     changes: &mut Vec<Change>,
 ) -> Result<()> {
     let mut able = 0;
     let mut lacking = Vec::new();
-    for kernel in kernels {
+    for kernel in kernels.iter().map(|k| k.version.as_str()) {
         let Some(provided) = provides(context, kernel)? else {
             able += 1;
             continue;
@@ -146,24 +146,41 @@ fn check_kernels(
     Ok(())
 }
 
+/// dracut writes the host's root into the image, unless it is told not to.
+fn baked_root(context: &Context) -> Option<String> {
+    let root = context.order.golden.filesystems.iter().find(|fs| fs.path.as_deref() == Some("/"))?;
+    let uuid = root.uuid.as_ref()?;
+    let is_here = context.names().bearer(&Spec::Uuid(uuid.clone())).is_some();
+    (!is_here).then(|| format!("the golden node's root {uuid} is not on this node"))
+}
+
 /// For each initramfs the drivers that it lacks, as reasons to build it anew.
-fn missing_drivers(context: &Context, kernels: &[String], needed: &BTreeSet<String>) -> Result<Vec<String>> {
+fn missing_drivers(
+    context: &Context,
+    builder: Builder,
+    kernels: &[Kernel],
+    needed: &BTreeSet<String>,
+) -> Result<Vec<String>> {
     let mut reasons = Vec::new();
-    // Debian's default puts all drivers in; looking would cost an unpacking of each.
-    if setting(context, "MODULES")?.as_deref().unwrap_or("most") == "most" {
+    // Debian's default puts all drivers in; looking would cost an unpacking of each. The others put in what the golden
+    // node needed.
+    let is_all = builder == Builder::InitramfsTools
+        && setting(context, "MODULES")?.as_deref().unwrap_or("most") == "most";
+    if is_all {
         return Ok(reasons);
     }
-    for kernel in kernels {
-        let image = format!("/boot/initrd.img-{kernel}");
-        let Some(provided) = provides(context, kernel)? else { continue };
-        if !context.root.exists(&image) || !context.root.exists("/usr/bin/lsinitramfs") {
-            continue;
-        }
+    for Kernel { version, image } in kernels {
+        let (Some(image), Some(provided)) = (image, provides(context, version)?) else { continue };
+        let list = match builder.list(context, image) {
+            Ok(Some(list)) => list,
+            Ok(None) => continue,
+            Err(e) => {
+                reasons.push(format!("{e:#}"));
+                continue;
+            }
+        };
         let builtin =
-            context.root.read_text(format!("/lib/modules/{kernel}/modules.builtin"))?.unwrap_or_default();
-        let list = run_in(context.target, "lsinitramfs", &[&image], LIST_LIMIT)
-            .with_context(|| format!("listing {image}"))?
-            .text();
+            context.root.read_text(format!("/lib/modules/{version}/modules.builtin"))?.unwrap_or_default();
         let inside: BTreeSet<String> = list.lines().chain(builtin.lines()).filter_map(module_of).collect();
         // What the kernel does not have at all was judged before.
         let missing: Vec<&str> =
@@ -227,7 +244,7 @@ mod tests {
         let context = lab.context();
         let mut changes = Vec::new();
         let versions = kernels(&context).unwrap();
-        assert_eq!(versions, ["6.1"]);
+        assert_eq!(versions[0].version, "6.1");
         let error = check_kernels(&context, &versions, &needed, &mut changes).unwrap_err().to_string();
         assert!(error.contains("kernel 6.1 has no driver ahci"), "{error}");
 
@@ -237,6 +254,61 @@ mod tests {
         let versions = kernels(&context).unwrap();
         check_kernels(&context, &versions, &needed, &mut changes).unwrap();
         assert!(changes.len() == 1 && changes[0].warning, "{changes:?}");
+    }
+
+    #[test]
+    fn an_image_made_for_the_golden_host_only_is_built_anew() {
+        let builtin = "kernel/fs/ext4/ext4.ko\n";
+        let dep = "kernel/drivers/nvme/host/nvme.ko.xz:\nkernel/drivers/block/virtio_blk.ko.xz:\n";
+        let needed: BTreeSet<String> = ["nvme".to_owned(), "ext4".to_owned()].into();
+        let lab = lab_with_kernel(builtin, dep);
+        lab.file("/boot/initramfs-6.1.img", "i").file("/usr/bin/dracut", "").file("/usr/bin/lsinitrd", "");
+        let list = "Image: /boot/initramfs-6.1.img: 30M\n-rw-r--r-- 1 root root 9 Jan 1 1970 usr/lib/modules/6.1/kernel/drivers/block/virtio_blk.ko.xz\n";
+        let context = lab.pretending(move |_| Ok(list.to_owned()));
+        let found = kernels(&context).unwrap();
+        let reasons = missing_drivers(&context, Builder::Dracut, &found, &needed).unwrap();
+        assert_eq!(reasons, ["/boot/initramfs-6.1.img lacks nvme"]);
+        let needed = ["virtio_blk".to_owned()].into();
+        assert_eq!(missing_drivers(&context, Builder::Dracut, &found, &needed).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn dracuts_image_of_another_root_is_built_anew() {
+        let mut lab = lab_with_kernel("kernel/fs/ext4/ext4.ko\n", "");
+        lab.file("/usr/bin/dracut", "");
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert!(Initramfs.apply(&context).unwrap().is_empty() && context.ran().is_empty());
+        drop(context);
+        lab.renew(3, "11111111-2222-4333-8444-555555555555");
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert!(Initramfs.apply(&context).unwrap()[0].what.contains("the golden node's root"));
+        assert_eq!(context.ran(), ["dracut --force --no-hostonly --kver 6.1"]);
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_listed_is_built_anew() {
+        let lab = lab_with_kernel("kernel/fs/ext4/ext4.ko\n", "");
+        lab.file("/boot/initramfs-6.1.img", "torn").file("/usr/bin/dracut", "").file("/usr/bin/lsinitrd", "");
+        let context = lab.pretending(|line| {
+            if line.starts_with("lsinitrd") { anyhow::bail!("no cpio archive") } else { Ok(String::new()) }
+        });
+        assert!(Initramfs.apply(&context).unwrap()[0].what.contains("no cpio archive"));
+        assert_eq!(context.ran().len(), 2);
+    }
+
+    #[test]
+    fn a_unified_image_that_names_another_root_is_built_anew() {
+        let lab = lab_with_kernel("kernel/fs/ext4/ext4.ko\n", "");
+        lab.file("/usr/bin/mkinitcpio", "").file("/boot/efi/EFI/Linux/x", "");
+        std::fs::write(
+            lab.target.join("boot/efi/EFI/Linux/arch.efi"),
+            uki::image(".cmdline", "root=UUID=dead"),
+        )
+        .unwrap();
+        let context = lab.pretending(|_| Ok(String::new()));
+        let changes = Initramfs.apply(&context).unwrap();
+        assert!(changes[0].what.contains("arch.efi has root="), "{changes:?}");
+        assert_eq!(context.ran(), ["mkinitcpio -P"]);
     }
 
     #[test]

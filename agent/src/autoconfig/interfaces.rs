@@ -3,9 +3,8 @@
 //! no interface of the node has becomes that of the interface over which it was installed. What is not certain is left
 //! alone and reported.
 
-use super::{Change, Context, Nic, Piece, grub_cfg, kernel_cmdline};
+use super::{Change, Context, Nic, Piece, entries, grub_cfg, ifcfg, kernel_cmdline};
 use anyhow::Result;
-use ka_sys::process::run_in;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +22,10 @@ enum Kind {
     Netplan,
     Networkd,
     NetworkManager,
+    /// RHEL's network scripts and SUSE's wicked.
+    Ifcfg,
+    /// Arch's netctl.
+    Netctl,
 }
 
 impl Piece for Interfaces {
@@ -51,6 +54,11 @@ impl Piece for Interfaces {
                 changes.push(Change::new("interfaces", path.to_string_lossy(), edits.describe(text)));
             }
         }
+        if let Some((old, new)) = &edits.name {
+            for (path, name) in ifcfg::rename_files(&context.root, old, new)? {
+                changes.push(Change::new("interfaces", path.to_string_lossy(), format!("is now {name}")));
+            }
+        }
         Ok(changes)
     }
 }
@@ -63,9 +71,14 @@ fn files(context: &Context) -> Result<Vec<(PathBuf, Kind, String)>> {
         ("/etc/netplan", ".yaml", Kind::Netplan),
         ("/etc/systemd/network", ".network", Kind::Networkd),
         ("/etc/NetworkManager/system-connections", "", Kind::NetworkManager),
+        (ifcfg::NETCTL, "", Kind::Netctl),
     ];
     for (dir, suffix, kind) in sets {
         found.extend(root.matching(dir, "", suffix)?.into_iter().map(|path| (path, kind)));
+    }
+    for dir in ifcfg::DIRS {
+        let own = root.matching(dir, "", "")?.into_iter().filter(|path| ifcfg::interface_of(path).is_some());
+        found.extend(own.map(|path| (path, Kind::Ifcfg)));
     }
     let mut files = Vec::new();
     for (path, kind) in found {
@@ -79,7 +92,11 @@ fn files(context: &Context) -> Result<Vec<(PathBuf, Kind, String)>> {
 
 /// Old words and their new ones.
 #[derive(Debug, Default)]
-struct Edits(Vec<(String, String)>);
+struct Edits {
+    words: Vec<(String, String)>,
+    /// The interface among them, after which files may be called.
+    name: Option<(String, String)>,
+}
 
 impl Edits {
     /// Finds the one configured name that the node does not have.
@@ -91,7 +108,7 @@ impl Edits {
         changes: &mut Vec<Change>,
     ) {
         let configured: BTreeSet<String> =
-            files.iter().flat_map(|(_, kind, text)| configured_names(*kind, text)).collect();
+            files.iter().flat_map(|(path, kind, text)| configured_names(*kind, path, text)).collect();
         if configured.is_empty() {
             return;
         }
@@ -111,7 +128,10 @@ impl Edits {
         let lost: Vec<&String> = configured.difference(&here).collect();
         match lost[..] {
             [] => {}
-            [old] if !configured.contains(&own) => self.0.push((old.clone(), own)),
+            [old] if !configured.contains(&own) => {
+                self.words.push((old.clone(), own.clone()));
+                self.name = Some((old.clone(), own));
+            }
             _ => {
                 let what =
                     format!("{lost:?} are configured and this node has {here:?} only; left as they are");
@@ -139,7 +159,7 @@ impl Edits {
         let lost: Vec<&String> = named.iter().filter(|m| !here.contains(&m.to_ascii_lowercase())).collect();
         match lost[..] {
             [] => {}
-            [old] => self.0.push((old.clone(), nic.mac.clone())),
+            [old] => self.words.push((old.clone(), nic.mac.clone())),
             _ => {
                 let what = format!(
                     "{lost:?} are configured and no interface of this node has them; left as they are"
@@ -156,7 +176,10 @@ impl Edits {
                 out.push_str(line);
             } else {
                 out.push_str(
-                    &self.0.iter().fold(line.to_owned(), |line, (old, new)| replace_word(&line, old, new)),
+                    &self
+                        .words
+                        .iter()
+                        .fold(line.to_owned(), |line, (old, new)| replace_word(&line, old, new)),
                 );
             }
         }
@@ -164,7 +187,7 @@ impl Edits {
     }
 
     fn describe(&self, text: &str) -> String {
-        let used = self.0.iter().filter(|(old, _)| text.contains(old.as_str()));
+        let used = self.words.iter().filter(|(old, _)| text.contains(old.as_str()));
         used.map(|(old, new)| format!("{old} is now {new}")).collect::<Vec<_>>().join(", ")
     }
 }
@@ -194,11 +217,15 @@ fn is_physical(name: &str) -> bool {
 }
 
 /// The physical interfaces that a file configures by name.
-fn configured_names(kind: Kind, text: &str) -> BTreeSet<String> {
+fn configured_names(kind: Kind, path: &Path, text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     // Netplan gives `set-name` interfaces the name itself, by their MAC address.
     if kind == Kind::Netplan && text.contains("set-name:") {
         return names;
+    }
+    if kind == Kind::Ifcfg {
+        let named = ifcfg::interface_of(path).map(|n| n.split(['.', ':']).next().unwrap_or_default());
+        names.extend(named.filter(|n| is_physical(n)).map(str::to_owned));
     }
     for line in text.lines().map(str::trim).filter(|l| !l.starts_with('#')) {
         let mut words: Vec<&str> = Vec::new();
@@ -215,6 +242,10 @@ fn configured_names(kind: Kind, text: &str) -> BTreeSet<String> {
                 words.extend(line.strip_prefix("Name=").into_iter().flat_map(str::split_ascii_whitespace));
             }
             Kind::NetworkManager => words.extend(line.strip_prefix("interface-name=")),
+            Kind::Ifcfg => {
+                words.extend(["DEVICE", "ETHERDEVICE", "PHYSDEV"].iter().find_map(|k| ifcfg::value(line, k)));
+            }
+            Kind::Netctl => words.extend(ifcfg::value(line, "Interface")),
         }
         let bases = words.iter().map(|w| w.split(['.', ':']).next().unwrap_or_default());
         names.extend(bases.filter(|n| is_physical(n)).map(str::to_owned));
@@ -252,6 +283,8 @@ fn matched_macs(kind: Kind, text: &str) -> BTreeSet<String> {
                 .or_else(|| line.strip_prefix("PermanentMACAddress="))
                 .filter(|_| section == "[Match]"),
             Kind::NetworkManager => line.strip_prefix("mac-address="),
+            Kind::Ifcfg => ifcfg::value(line, "HWADDR"),
+            Kind::Netctl => None,
         };
         let words =
             value.into_iter().flat_map(str::split_ascii_whitespace).map(|v| v.trim_matches(['"', '\'']));
@@ -282,6 +315,14 @@ fn static_address(kind: Kind, text: &str) -> Option<String> {
         }
         Kind::Networkd => lines.find(|l| l.starts_with("Address=")),
         Kind::NetworkManager => lines.find(|l| l.starts_with("address1=")),
+        Kind::Ifcfg => lines.find(|l| {
+            let key = l.split('=').next().unwrap_or_default();
+            let own = key
+                .strip_prefix("IPADDR")
+                .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit() || b == b'_'));
+            own && ifcfg::value(l, key).is_some_and(|v| !v.is_empty() && !v.starts_with("127."))
+        }),
+        Kind::Netctl => lines.find(|l| l.starts_with("Address=")),
     };
     found.filter(|l| !l.contains("127.0.0.1")).map(str::to_owned)
 }
@@ -309,7 +350,7 @@ fn clone_name(context: &Context, interface: &str) -> Option<String> {
         return None;
     }
     let path = format!("/sys/class/net/{interface}");
-    let output = run_in(context.target, "udevadm", &["test-builtin", "net_id", &path], LIMIT);
+    let output = context.ask("udevadm", &["test-builtin", "net_id", &path], LIMIT);
     match output {
         Ok(output) => Some(predicted(&output.text()).unwrap_or_else(|| interface.to_owned())),
         Err(e) => {
@@ -331,7 +372,13 @@ fn predicted(output: &str) -> Option<String> {
 /// Whether the clone boots with `net.ifnames=0`.
 fn has_kernel_names(context: &Context) -> bool {
     let mut files = kernel_cmdline::files(context).unwrap_or_default();
-    files.push(grub_cfg::PATH.to_owned());
+    files.extend(grub_cfg::path(context).ok());
+    files.extend(
+        entries::bls_files(context)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(_, f)| f.to_string_lossy().into_owned()),
+    );
     let texts = files.iter().filter_map(|f| context.root.read_text(f).ok()?);
     texts
         .into_iter()
@@ -349,6 +396,43 @@ mod tests {
         // So that no udev is needed to know the name.
         lab.file("/etc/default/grub", "GRUB_CMDLINE_LINUX=\"net.ifnames=0\"\n");
         lab
+    }
+
+    #[test]
+    fn ifcfg_files_of_rhel_and_suse_and_netctl_follow_the_node() {
+        let lab = lab();
+        let rhel = "TYPE=Ethernet\nBOOTPROTO=dhcp\nNAME=eth7\nDEVICE=eth7\nHWADDR=\"52:54:00:AA:BB:CC\"\nONBOOT=yes\n";
+        lab.file("/etc/sysconfig/network-scripts/ifcfg-eth7", rhel)
+            .file("/etc/sysconfig/network-scripts/ifcfg-lo", "DEVICE=lo\nIPADDR=127.0.0.1\n")
+            .file("/etc/sysconfig/network/ifcfg-eth7", "BOOTPROTO='dhcp'\nSTARTMODE='auto'\n")
+            .file("/etc/sysconfig/network/ifcfg-eth7.5", "ETHERDEVICE='eth7'\nIPADDR='10.5.0.7/24'\n")
+            .file("/etc/netctl/lan", "Interface=eth7\nConnection=ethernet\nIP=dhcp\n");
+        let changes = Interfaces.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read("/etc/sysconfig/network-scripts/ifcfg-eth9"),
+            rhel.replace("eth7", "eth9").replace("52:54:00:AA:BB:CC", "52:54:00:00:00:99")
+        );
+        assert_eq!(lab.read("/etc/sysconfig/network/ifcfg-eth9"), "BOOTPROTO='dhcp'\nSTARTMODE='auto'\n");
+        assert!(lab.read("/etc/sysconfig/network/ifcfg-eth9.5").starts_with("ETHERDEVICE='eth9'"));
+        assert!(lab.read("/etc/netctl/lan").starts_with("Interface=eth9\n"));
+        let warnings: Vec<_> = changes.iter().filter(|c| c.warning).collect();
+        assert!(warnings.len() == 1 && warnings[0].what.contains("IPADDR='10.5.0.7/24'"), "{changes:#?}");
+    }
+
+    #[test]
+    fn a_keyfile_names_the_nodes_card_and_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let lab = lab();
+        let file = "/etc/NetworkManager/system-connections/lan.nmconnection";
+        lab.file(file, "[connection]\nid=lan\ntype=ethernet\ninterface-name=eth7\n[ethernet]\nmac-address=52:54:00:AA:BB:CC\n[ipv4]\nmethod=auto\n");
+        let path = lab.target.join(file.trim_start_matches('/'));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        Interfaces.apply(&lab.context()).unwrap();
+        assert_eq!(
+            lab.read(file),
+            "[connection]\nid=lan\ntype=ethernet\ninterface-name=eth9\n[ethernet]\nmac-address=52:54:00:00:00:99\n[ipv4]\nmethod=auto\n"
+        );
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

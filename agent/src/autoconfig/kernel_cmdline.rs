@@ -1,5 +1,6 @@
-//! `root=` and `resume=` where the clone's kernel command line is configured: `/etc/default/grub` and its `grub.d`, and
-//! `/etc/kernel/cmdline`. `grub.cfg` itself is made anew by the boot loader step when it names what is not here.
+//! What the kernel and the initramfs are told on the command line about the golden node's devices, where it is
+//! configured: `/etc/default/grub` and its `grub.d`, `/etc/kernel/cmdline` and the like, dracut's configuration. Boot
+//! entries are rewritten by the same rules; `grub.cfg` itself is made anew when it names what is not here.
 
 use super::names::{Meaning, Spec, name_like};
 use super::{Change, Context, Piece};
@@ -10,9 +11,21 @@ pub struct KernelCmdline;
 
 /// The files in which kernel command lines are configured.
 pub fn files(context: &Context) -> Result<Vec<String>> {
-    let mut files = vec!["/etc/default/grub".to_owned(), "/etc/kernel/cmdline".to_owned()];
-    let parts = context.root.matching("/etc/default/grub.d", "", ".cfg")?;
-    files.extend(parts.iter().map(|p| p.to_string_lossy().into_owned()));
+    let mut files: Vec<String> = [
+        "/etc/default/grub",
+        "/etc/kernel/cmdline",
+        "/etc/dracut.conf",
+        "/etc/default/u-boot",
+        "/etc/default/extlinux",
+    ]
+    .map(str::to_owned)
+    .into();
+    let sets =
+        [("/etc/default/grub.d", ".cfg"), ("/etc/cmdline.d", ".conf"), ("/etc/dracut.conf.d", ".conf")];
+    for (dir, suffix) in sets {
+        let parts = context.root.matching(dir, "", suffix)?;
+        files.extend(parts.iter().map(|p| p.to_string_lossy().into_owned()));
+    }
     Ok(files)
 }
 
@@ -26,15 +39,12 @@ impl Piece for KernelCmdline {
         for file in files(context)? {
             let Some(old) = context.root.read_text(&file)? else { continue };
             let mut done = Vec::new();
-            let mut new = String::with_capacity(old.len());
-            for line in old.split_inclusive('\n') {
-                if line.trim_start().starts_with('#') {
-                    new.push_str(line);
-                } else {
-                    new.push_str(&rewrite(context, line, &mut done)?);
-                }
-            }
+            let new = rewrite_text(context, &old, &mut done)?;
             if context.root.write_text(&file, &new, 0o644)? {
+                if file.starts_with("/etc/dracut") || file.starts_with("/etc/cmdline.d") {
+                    // These end up in the initramfs, or in the image that is kernel and initramfs in one.
+                    context.initramfs_is_stale(format!("{file} changed"));
+                }
                 changes.push(Change::new("kernel-cmdline", file, done.join(", ")));
             }
         }
@@ -42,8 +52,24 @@ impl Piece for KernelCmdline {
     }
 }
 
+/// Rewrites the lines of a file that are no comments; what was done to each word is added to `done`.
+///
+/// # Errors
+/// When the clone has no root file system.
+pub fn rewrite_text(context: &Context, text: &str, done: &mut Vec<String>) -> Result<String> {
+    let mut new = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        if line.trim_start().starts_with('#') {
+            new.push_str(line);
+        } else {
+            new.push_str(&rewrite(context, line, done)?);
+        }
+    }
+    Ok(new)
+}
+
 /// Rewrites the words of a line that name a device of the golden node; all else stays as it is.
-fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<String> {
+pub fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<String> {
     let is_gap = |c: char| c.is_ascii_whitespace() || c == '"' || c == '\'';
     let mut out = String::with_capacity(line.len());
     for piece in line.split_inclusive(is_gap) {
@@ -53,8 +79,8 @@ fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<Stri
             Replacement::Keep => out.push_str(piece),
             Replacement::Drop => {
                 done.push(format!("{word} dropped"));
-                // The blank before it goes when a quote follows, else the one behind it.
-                if end.starts_with(['"', '\'']) {
+                // The blank before it goes when a quote or the line's end follows, else the one behind it.
+                if end.starts_with(['"', '\'', '\n']) {
                     out.truncate(out.trim_end_matches(' ').len());
                     out.push_str(end);
                 }
@@ -82,9 +108,23 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
         _ => (String::new(), word),
     };
     let Some((key, value)) = setting.split_once('=') else { return Ok(Replacement::Keep) };
-    let Some(spec) = Spec::parse(value).filter(|_| key == "root" || key == "resume") else {
-        return Ok(Replacement::Keep);
-    };
+    let dropped_if = |lost: bool| if lost { Replacement::Drop } else { Replacement::Keep };
+    match key {
+        "root" | "resume" => {}
+        // Where to find a file in a swap space is worth nothing in another one.
+        "resume_offset" => return Ok(dropped_if(context.names().swaps().next().is_none())),
+        // What dracut and mkinitcpio are to assemble before the root can be mounted; they wait for it.
+        "rd.lvm.lv" => return Ok(dropped_if(!has_logical_volume(context, value))),
+        "rd.lvm.vg" => {
+            return Ok(dropped_if(!has_device(context, &format!("/dev/{value}/")) && !is_mapped(context)));
+        }
+        "rd.md.uuid" => return Ok(dropped_if(!has_device(context, "/dev/md"))),
+        "rd.luks.uuid" | "rd.luks.name" | "cryptdevice" => {
+            return Ok(dropped_if(!has_container(context, value)));
+        }
+        _ => return Ok(Replacement::Keep),
+    }
+    let Some(spec) = Spec::parse(value) else { return Ok(Replacement::Keep) };
     let names = context.names();
     let volume = match names.meaning(&spec) {
         Meaning::Kept(_) => return Ok(Replacement::Keep),
@@ -99,6 +139,33 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
         Some(name) => Replacement::With(format!("{before}{key}={name}")),
         None => Replacement::Drop,
     })
+}
+
+fn has_device(context: &Context, prefix: &str) -> bool {
+    context.volumes.iter().any(|v| v.device.starts_with(prefix) || v.disk.starts_with(prefix))
+}
+
+/// Whether any volume lies on the device mapper, whose names may be of any kind.
+fn is_mapped(context: &Context) -> bool {
+    has_device(context, "/dev/mapper/") || has_device(context, "/dev/dm-")
+}
+
+/// Whether the node has the logical volume `group/volume`.
+fn has_logical_volume(context: &Context, name: &str) -> bool {
+    let Some((group, volume)) = name.split_once('/') else { return is_mapped(context) };
+    let mapped = format!("/dev/mapper/{}-{}", group.replace('-', "--"), volume.replace('-', "--"));
+    has_device(context, &format!("/dev/{name}"))
+        || has_device(context, &mapped)
+        || has_device(context, "/dev/dm-")
+}
+
+/// Whether the node has the encrypted container that `rd.luks.uuid=luks-UUID`, `rd.luks.name=UUID=name` or
+/// `cryptdevice=UUID=...:name` means.
+fn has_container(context: &Context, value: &str) -> bool {
+    let device = value.split(':').next().unwrap_or_default();
+    let uuid = device.strip_prefix("UUID=").unwrap_or(device);
+    let uuid = uuid.strip_prefix("luks-").unwrap_or(uuid).split('=').next().unwrap_or_default();
+    context.names().bearer(&Spec::Uuid(uuid.to_owned())).is_some() || is_mapped(context)
 }
 
 #[cfg(test)]
@@ -136,11 +203,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_to_be_assembled_here_goes() {
+        let mut lab = Lab::new();
+        let line = "GRUB_CMDLINE_LINUX=\"crashkernel=auto resume=/dev/mapper/rhel-swap rd.lvm.lv=rhel/root rd.lvm.lv=rhel/swap \
+                    rd.md.uuid=1:2:3:4 rd.luks.uuid=luks-11111111-2222 rhgb quiet\"\n";
+        lab.file(FILE, line)
+            .file("/etc/dracut.conf.d/cmdline.conf", "kernel_cmdline=\"rd.luks.name=1=root ro\"\n");
+        let context = lab.context();
+        assert_eq!(KernelCmdline.apply(&context).unwrap().len(), 2);
+        assert_eq!(context.stale_initramfs.borrow().len(), 1);
+        drop(context);
+        let wanted = format!("GRUB_CMDLINE_LINUX=\"crashkernel=auto resume=UUID={SWAP_UUID} rhgb quiet\"\n");
+        assert_eq!(lab.read(FILE), wanted);
+        assert_eq!(lab.read("/etc/dracut.conf.d/cmdline.conf"), "kernel_cmdline=\"ro\"\n");
+        // On a node that has the same logical volumes they stay.
+        lab.volumes[2].device = "/dev/mapper/my--vg-root".into();
+        let words = "rd.lvm.lv=my-vg/root rd.luks.uuid=luks-1 ro\n";
+        lab.file("/etc/kernel/cmdline", words);
+        assert!(KernelCmdline.apply(&lab.context()).unwrap().is_empty());
+        assert_eq!(lab.read("/etc/kernel/cmdline"), words);
+    }
+
+    #[test]
+    fn cryptdevice_of_arch_goes_with_its_container() {
+        let lab = Lab::new();
+        lab.file("/etc/kernel/cmdline", "cryptdevice=UUID=dead:root root=/dev/mapper/root rw\n");
+        KernelCmdline.apply(&lab.context()).unwrap();
+        assert_eq!(lab.read("/etc/kernel/cmdline"), format!("root=UUID={ROOT_UUID} rw\n"));
+    }
+
+    #[test]
     fn resume_goes_with_the_swap() {
         let mut lab = Lab::new();
         lab.volumes.retain(|v| v.fs != Some(Fs::Swap));
+        lab.file("/etc/kernel/cmdline", "root=LABEL=label3 resume=UUID=1\nquiet\n");
         lab.file(FILE, "A=\"quiet resume=UUID=1\"\nB=\"resume=UUID=1 quiet\"\nC=\"resume=UUID=1\"\n");
         KernelCmdline.apply(&lab.context()).unwrap();
         assert_eq!(lab.read(FILE), "A=\"quiet\"\nB=\"quiet\"\nC=\"\"\n");
+        assert_eq!(lab.read("/etc/kernel/cmdline"), "root=LABEL=label3\nquiet\n", "lines stay lines");
     }
 }

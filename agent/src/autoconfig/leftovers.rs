@@ -27,6 +27,10 @@ const FILES: &[&str] = &[
     "/etc/multipath/bindings",
     "/etc/zfs/zpool.cache",
     "/etc/blkid.tab",
+    "/etc/blkid/blkid.tab",
+    "/var/cache/blkid.tab",
+    "/var/lib/wicked/duid.xml",
+    "/var/lib/wicked/iaid.xml",
 ];
 
 /// Directories whose files go: directory, prefix, suffix.
@@ -42,6 +46,14 @@ const SETS: &[(&str, &str, &str)] = &[
     ("/etc/lvm/archive", "", ".vg"),
     ("/etc/lvm/backup", "", ""),
     ("/etc/lvm/cache", "", ""),
+    ("/var/lib/wicked", "lease-", ".xml"),
+    // smartd's memory of the golden node's disks, by their serial numbers.
+    ("/var/lib/smartmontools", "smartd.", ".state"),
+    ("/var/lib/smartmontools", "attrlog.", ".csv"),
+    // The initramfs of the crash kernel is made for the host; its service makes it anew.
+    ("/boot", "initramfs-", "kdump.img"),
+    ("/boot", "initrd-", "-kdump"),
+    ("/var/lib/kdump", "initramfs-", "kdump.img"),
 ];
 
 /// The piece.
@@ -113,12 +125,22 @@ mod tests {
             "/var/lib/systemd/network/lease",
             "/etc/lvm/archive/vg_00001-1.vg",
             "/etc/lvm/devices/system.devices",
+            "/var/lib/wicked/lease-eth0-dhcp-ipv4.xml",
+            "/var/lib/wicked/duid.xml",
+            "/var/lib/dhcpcd/duid",
+            "/var/lib/smartmontools/smartd.SAMSUNG-S1.ata.state",
+            "/boot/initramfs-5.14.0-362.el9.x86_64kdump.img",
+            "/boot/initrd-6.4.0-default-kdump",
+            "/etc/multipath/bindings",
+            "/etc/zfs/zpool.cache",
         ];
         let stay = [
             "/etc/udev/rules.d/99-mine.rules",
             "/etc/lvm/lvm.conf",
             "/var/lib/NetworkManager/NetworkManager.state",
             "/var/log/journal/x/system.journal",
+            "/boot/initramfs-5.14.0-362.el9.x86_64.img",
+            "/var/lib/wicked/nanny.xml",
         ];
         for path in go.iter().chain(&stay) {
             lab.file(path, "x");

@@ -10,6 +10,11 @@ const DBUS: &str = "/var/lib/dbus/machine-id";
 /// The piece.
 pub struct MachineId;
 
+/// Whether it is a machine id: 32 hexadecimal digits.
+pub fn is_valid(id: &str) -> bool {
+    id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 impl Piece for MachineId {
     fn name(&self) -> &'static str {
         "machine-id"
@@ -17,13 +22,19 @@ impl Piece for MachineId {
 
     fn apply(&self, context: &Context) -> Result<Vec<Change>> {
         let root = &context.root;
+        let old = root.read_text(PATH)?.unwrap_or_default().trim_end().to_owned();
         // systemd makes its ids the same way: a random UUID without hyphens.
         let id = format!("{}\n", uuid::Uuid::new_v4().simple());
         if context.root.link(PATH).is_some() && !root.exists(PATH) {
             // A link to nowhere (a first boot that never ended): a file takes its place.
             root.remove(PATH)?;
         }
-        root.write(PATH, id.as_bytes(), 0o444)?;
+        if !root.write(PATH, id.as_bytes(), 0o444)? {
+            return Ok(vec![Change::warning("machine-id", PATH, "the golden node's is kept, by policy")]);
+        }
+        if is_valid(&old) {
+            context.machine_ids.replace(Some((old, id.trim_end().to_owned())));
+        }
         let mut changes = vec![Change::new("machine-id", PATH, format!("new: {}", id.trim_end()))];
         let linked = root.read(DBUS)?.is_some_and(|text| text == id.as_bytes());
         if !linked && (root.exists(DBUS) || root.link(DBUS).is_some()) {

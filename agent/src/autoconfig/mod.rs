@@ -3,33 +3,52 @@
 //! golden tree. [`configure`] is the step `configure`, [`bootloader`] the step of that name, and [`verify`] the check
 //! without which no installation is a success.
 
+mod boot_entries;
 mod chroot;
+mod clock;
+mod connections;
 mod crypttab;
 mod debconf;
 mod efi;
+mod entries;
+mod esp_files;
+mod extlinux;
 mod fstab;
 mod grub;
 mod grub_cfg;
+mod grub_devices;
+mod grubenv;
 mod hooks;
 mod host_ids;
 mod hostname;
+mod ifcfg;
 mod initramfs;
+mod initramfs_tools;
 mod interfaces;
 mod kernel_cmdline;
 mod leftovers;
+mod loader;
 mod machine_id;
 mod names;
+mod nvram;
+mod pending;
+mod programs;
 mod resume;
 mod root;
+mod selinux;
 mod ssh_keys;
 mod storage;
 mod subvolumes;
+mod systemd_boot;
+mod uki;
 mod verify;
+mod wipe;
 
 use anyhow::{Context as _, Result, anyhow};
 use chroot::Chroot;
 use ka_layout::order::{Firmware, InstallOrder, Volume};
 use names::Names;
+use programs::Programs;
 use root::Root;
 use std::cell::RefCell;
 use std::fmt;
@@ -62,8 +81,12 @@ pub struct Context<'a> {
     pub network: Option<&'a Nic>,
     /// The clone's files.
     root: Root,
+    /// How its programs are run.
+    programs: Programs,
     /// Why the clone's initramfs must be built anew; pieces add to it.
     stale_initramfs: RefCell<Vec<String>>,
+    /// The golden node's machine id and the clone's own, once the piece `machine-id` has made it.
+    machine_ids: RefCell<Option<(String, String)>>,
 }
 
 impl<'a> Context<'a> {
@@ -78,8 +101,26 @@ impl<'a> Context<'a> {
         firmware: Firmware,
         network: Option<&'a Nic>,
     ) -> Result<Self> {
-        let root = Root::open(target)?;
-        Ok(Self { target, order, volumes, firmware, network, root, stale_initramfs: RefCell::default() })
+        let root = Root::open(target)?.keeping(&order.policy.keep);
+        Ok(Self {
+            target,
+            order,
+            volumes,
+            firmware,
+            network,
+            root,
+            programs: Programs::Inside,
+            stale_initramfs: RefCell::default(),
+            machine_ids: RefCell::default(),
+        })
+    }
+
+    /// The same, for a dry run: nothing is changed, and no program is run that would change something.
+    #[must_use]
+    pub fn dry(mut self) -> Self {
+        self.root = self.root.dry();
+        self.programs = Programs::Noted(RefCell::default());
+        self
     }
 
     fn names(&self) -> Names<'_> {
@@ -87,7 +128,9 @@ impl<'a> Context<'a> {
     }
 
     fn skips(&self, piece: &str) -> bool {
-        self.order.policy.skip.iter().any(|s| s == piece)
+        let policy = &self.order.policy;
+        let left_out = !policy.only.is_empty() && !policy.only.iter().any(|s| s == piece);
+        policy.skip.iter().any(|s| s == piece) || (left_out && piece != "verify")
     }
 
     /// The volume mounted at `path` in the clone.
@@ -157,13 +200,24 @@ const PIECES: &[&dyn Piece] = &[
     &machine_id::MachineId,
     &ssh_keys::SshKeys,
     &leftovers::Leftovers,
+    &wipe::Wipe,
     &interfaces::Interfaces,
+    &connections::Connections,
     &host_ids::HostIds,
+    &clock::Clock,
     &resume::Resume,
     &kernel_cmdline::KernelCmdline,
+    &boot_entries::BootEntries,
+    &grub_devices::GrubDevices,
     &debconf::Debconf,
     &initramfs::Initramfs,
 ];
+
+/// What comes after the operator's hooks, which may have made files too.
+const LAST: &[&dyn Piece] = &[&selinux::Selinux];
+
+/// The pieces of the step `bootloader`.
+const LOADERS: &[&dyn Piece] = &[&loader::BootLoader, &selinux::Selinux];
 
 /// The step `configure`: all identity pieces, then the operator's hooks.
 ///
@@ -175,9 +229,26 @@ pub fn configure(context: &Context) -> Result<Vec<Change>> {
         if !context.skips(hooks::NAME) {
             changes.extend(hooks::run_all(context)?);
         }
+        changes.extend(apply_all(context, LAST)?);
         Ok(changes)
     });
     leave(chroot, result)
+}
+
+/// What [`configure`] and [`bootloader`] would do, for a context made by [`Context::dry`]. Hooks are only named, for
+/// nobody knows what they would do.
+///
+/// # Errors
+/// When a piece fails, as it would in earnest.
+pub fn dry_run(context: &Context) -> Result<Vec<Change>> {
+    let mut changes = apply_all(context, PIECES)?;
+    if !context.skips(hooks::NAME) {
+        let hooks = context.order.hooks.iter();
+        changes.extend(hooks.map(|hook| Change::new(hooks::NAME, &hook.name, "to be run")));
+    }
+    changes.extend(apply_all(context, LAST)?);
+    changes.extend(apply_all(context, LOADERS)?);
+    Ok(changes)
 }
 
 /// The step `bootloader`: the clone's boot loader, onto the disk (whose partition table is written by now) and into the
@@ -187,7 +258,7 @@ pub fn configure(context: &Context) -> Result<Vec<Change>> {
 /// When the boot loader cannot be installed; the error says what is missing.
 pub fn bootloader(context: &Context) -> Result<Vec<Change>> {
     let chroot = Chroot::enter(context)?;
-    let result = apply_all(context, &[&grub::Grub]);
+    let result = apply_all(context, LOADERS);
     leave(chroot, result)
 }
 
@@ -199,7 +270,13 @@ fn apply_all(context: &Context, pieces: &[&dyn Piece]) -> Result<Vec<Change>> {
             log::info!("autoconfig: {name} is skipped by policy");
             continue;
         }
-        let done = piece.apply(context).with_context(|| format!("autoconfig piece {name}"))?;
+        let mut done = piece.apply(context).with_context(|| format!("autoconfig piece {name}"))?;
+        done.extend(
+            context
+                .take_notes()
+                .into_iter()
+                .map(|line| Change::new(name, "program", format!("to be run: {line}"))),
+        );
         for change in &done {
             if change.warning {
                 log::warn!("{change}");
@@ -222,6 +299,8 @@ fn leave(chroot: Chroot, result: Result<Vec<Change>>) -> Result<Vec<Change>> {
     }
 }
 
+#[cfg(test)]
+mod pieces_tests;
 #[cfg(test)]
 mod real;
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //! (`openat2` with `RESOLVE_IN_ROOT`), so that an absolute symlink in the clone means the clone's file and no path,
 //! link or `..` leads out of it. Writing replaces a file in one step and keeps its mode, owner and extended attributes.
 
+use super::pending::{Fate, Pending};
 use anyhow::{Context, Result, bail};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,9 +19,22 @@ const FILE_LIMIT: u64 = 64 << 20;
 /// Symbolic links followed in a row, as in the kernel.
 const LINK_LIMIT: usize = 40;
 
+/// What the SELinux label of a file is called.
+const LABEL: &str = "security.selinux";
+/// `statfs`'s number for vfat, whose files have no modes nor owners of their own.
+const MSDOS_SUPER_MAGIC: i64 = 0x4d44;
+
 /// The root of a mounted clone.
 pub struct Root {
     dir: OwnedFd,
+    /// Where it lies, as a path of this process.
+    place: PathBuf,
+    /// Paths that are never changed, as the clone names them.
+    kept: Vec<PathBuf>,
+    /// In a dry run: what would have been changed.
+    pending: Option<Pending>,
+    /// Files that were made, by the names that the clone has for them.
+    made: RefCell<Vec<String>>,
 }
 
 /// The directory that really holds a file, and the file's name there; the name is no symbolic link.
@@ -33,21 +48,93 @@ impl Root {
     pub fn open(path: &Path) -> Result<Self> {
         let dir = fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .with_context(|| format!("opening the target root {}", path.display()))?;
-        Ok(Self { dir })
+        let place = real_path(&dir).with_context(|| format!("finding {}", path.display()))?;
+        Ok(Self { dir, place, kept: Vec::new(), pending: None, made: RefCell::default() })
+    }
+
+    /// The same root, where these paths (and what lies below them) are never changed.
+    #[must_use]
+    pub fn keeping(mut self, kept: &[String]) -> Self {
+        self.kept = kept.iter().map(|path| Path::new("/").join(path.trim_matches('/'))).collect();
+        self
+    }
+
+    /// The same root, where nothing is changed: what would be is kept in memory and read from there.
+    #[must_use]
+    pub fn dry(mut self) -> Self {
+        self.pending = Some(Pending::default());
+        self
+    }
+
+    /// Files that were made since the last time, where none was before.
+    pub fn take_made(&self) -> Vec<String> {
+        self.made.take()
+    }
+
+    /// Whether the policy keeps `path` as it is, by its own name or by what its links lead to.
+    fn is_kept(&self, path: &Path) -> bool {
+        if self.kept.is_empty() {
+            return false;
+        }
+        let real = self.real_of(path);
+        let inside = real.as_deref().and_then(|real| real.strip_prefix(&self.place).ok());
+        let inside = inside.map(|path| Path::new("/").join(path));
+        let covers = |path: &Path| self.kept.iter().any(|kept| path.starts_with(kept));
+        let kept = covers(path) || inside.is_some_and(|path| covers(&path));
+        if kept {
+            log::info!("autoconfig: {} is kept by policy", path.display());
+        }
+        kept
+    }
+
+    /// The real path of a file, links followed, whether it exists or not.
+    fn real_of(&self, path: &Path) -> Option<PathBuf> {
+        let Place { parent, name } = self.locate(path).ok()?;
+        Some(real_path(&parent).ok()?.join(name))
+    }
+
+    /// In a dry run: what would have become of `path` by now.
+    fn fate(&self, path: &Path) -> Option<Fate> {
+        self.pending.as_ref()?.fate(&self.real_of(path).or_else(|| self.real_below(path))?)
+    }
+
+    /// The real path of a file whose directory exists in a dry run's memory only.
+    fn real_below(&self, path: &Path) -> Option<PathBuf> {
+        Some(
+            self.real_of(path.parent()?).or_else(|| self.real_below(path.parent()?))?.join(path.file_name()?),
+        )
     }
 
     /// Whether the name exists, links followed inside the root.
     pub fn exists(&self, path: impl AsRef<Path>) -> bool {
-        self.open_at(path.as_ref(), OFlags::PATH, Mode::empty()).is_ok()
+        match self.fate(path.as_ref()) {
+            Some(Fate::Content(_)) => true,
+            Some(Fate::Gone) => false,
+            Some(Fate::Moved(from)) => from.exists(),
+            None => self.open_at(path.as_ref(), OFlags::PATH, Mode::empty()).is_ok(),
+        }
     }
 
     /// Whether it is a directory, links followed inside the root.
     pub fn is_dir(&self, path: impl AsRef<Path>) -> bool {
+        match self.fate(path.as_ref()) {
+            Some(Fate::Content(_) | Fate::Gone) => return false,
+            Some(Fate::Moved(from)) => return from.is_dir(),
+            None => {}
+        }
         self.open_at(path.as_ref(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).is_ok()
     }
 
     /// Size in bytes of a regular file; none when there is none.
     pub fn size(&self, path: impl AsRef<Path>) -> Option<u64> {
+        match self.fate(path.as_ref()) {
+            Some(Fate::Content(content)) => return Some(content.len() as u64),
+            Some(Fate::Gone) => return None,
+            Some(Fate::Moved(from)) => {
+                return from.metadata().ok().filter(std::fs::Metadata::is_file).map(|m| m.len());
+            }
+            None => {}
+        }
         let fd = self.open_at(path.as_ref(), OFlags::PATH, Mode::empty()).ok()?;
         let stat = fs::fstat(&fd).ok()?;
         (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
@@ -66,6 +153,12 @@ impl Root {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
         let path = path.as_ref();
         let reading = || format!("reading {} of the clone", path.display());
+        match self.fate(path) {
+            Some(Fate::Content(content)) => return Ok(Some(content)),
+            Some(Fate::Gone) => return Ok(None),
+            Some(Fate::Moved(from)) => return std::fs::read(from).map(Some).with_context(reading),
+            None => {}
+        }
         // Not blocking: a fifo in a file's place must not hang the node.
         let fd = match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
             Ok(fd) => fd,
@@ -98,8 +191,14 @@ impl Root {
     /// gets `mode` and belongs to root. Nothing is done, and false comes back, when it has this content already.
     pub fn write(&self, path: impl AsRef<Path>, content: &[u8], mode: u32) -> Result<bool> {
         let path = path.as_ref();
-        if self.read(path)?.is_some_and(|old| old == content) {
+        if self.is_kept(path) || self.read(path)?.is_some_and(|old| old == content) {
             return Ok(false);
+        }
+        if let Some(pending) = &self.pending {
+            let real = self.real_of(path).or_else(|| self.real_below(path));
+            let real = real.with_context(|| format!("writing {} of the clone", path.display()))?;
+            pending.set(real, Fate::Content(content.to_vec()));
+            return Ok(true);
         }
         self.replace(path, content, mode)
             .with_context(|| format!("writing {} of the clone", path.display()))?;
@@ -127,18 +226,99 @@ impl Root {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let new = fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(0o600))?;
-        let filled = fill(new, old.as_ref(), content, mode)
+        let filled = fill(new, old.as_ref(), &parent, content, mode)
             .and_then(|()| Ok(fs::renameat(&parent, &temporary, &parent, &name)?));
         if filled.is_err() {
             // The first error is the one that counts; a temporary file left over is the lesser evil.
             let _ = fs::unlinkat(&parent, &temporary, AtFlags::empty());
+        } else if old.is_none() {
+            self.made.borrow_mut().push(path.to_string_lossy().into_owned());
         }
         filled
+    }
+
+    /// Gives a file or directory another name beside the old one's; false when there is none, or it is kept.
+    ///
+    /// # Errors
+    /// When the new name is taken, or the kernel refuses.
+    pub fn rename(&self, path: impl AsRef<Path>, name: &str) -> Result<bool> {
+        let path = path.as_ref();
+        let new = path.with_file_name(name);
+        let renaming = || format!("renaming {} of the clone to {name}", path.display());
+        if self.is_kept(path) || (!self.exists(path) && self.link(path).is_none()) {
+            return Ok(false);
+        }
+        if self.exists(&new) || self.link(&new).is_some() {
+            bail!("renaming {} of the clone: {name} is there already", path.display());
+        }
+        let (parent, old) = self.parent_of(path).with_context(renaming)?;
+        if let Some(pending) = &self.pending {
+            let dir = real_path(&parent).with_context(renaming)?;
+            pending.rename(&dir.join(&old), &dir.join(name));
+        } else {
+            fs::renameat(&parent, &old, &parent, name).with_context(renaming)?;
+        }
+        Ok(true)
+    }
+
+    /// Removes a directory and all that is in it, without following links; false when there is none, or it is kept.
+    pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        if self.link(path).is_some() || !self.is_dir(path) {
+            return self.remove(path);
+        }
+        if self.is_kept(path) {
+            return Ok(false);
+        }
+        let removing = || format!("removing {} of the clone", path.display());
+        let (parent, name) = self.parent_of(path).with_context(removing)?;
+        let real = real_path(&parent).with_context(removing)?.join(name);
+        if let Some(pending) = &self.pending {
+            pending.set(real, Fate::Gone);
+        } else if self.kept.iter().any(|kept| kept.starts_with(path)) {
+            // Something in it is kept, so it is emptied around that.
+            for name in self.list(path)? {
+                self.remove_tree(path.join(name))?;
+            }
+        } else {
+            std::fs::remove_dir_all(real).with_context(removing)?;
+        }
+        Ok(true)
+    }
+
+    /// Leaves a regular file with nothing in it, for whoever writes to it; false when it is kept or no such file.
+    pub fn truncate(&self, path: impl AsRef<Path>) -> Result<bool> {
+        let path = path.as_ref();
+        if self.is_kept(path) || self.size(path).is_none() {
+            return Ok(false);
+        }
+        if self.pending.is_some() {
+            return self.write(path, b"", 0o644);
+        }
+        let emptying = || format!("emptying {} of the clone", path.display());
+        self.open_at(path, OFlags::WRONLY | OFlags::TRUNC | OFlags::NONBLOCK, Mode::empty())
+            .with_context(emptying)?;
+        Ok(true)
+    }
+
+    /// The SELinux label of what lies at `path`; none where the tree has none.
+    pub fn label(&self, path: &str) -> Option<Vec<u8>> {
+        let fd = self.open_at(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).ok()?;
+        label_of(&fd)
     }
 
     /// Removes a file or a symbolic link (not what it points to); false when there is none. Directories stay.
     pub fn remove(&self, path: impl AsRef<Path>) -> Result<bool> {
         let path = path.as_ref();
+        if self.is_kept(path) {
+            return Ok(false);
+        }
+        if let Some(pending) = &self.pending {
+            let there = (self.exists(path) || self.link(path).is_some()) && !self.is_dir(path);
+            let place = self.parent_of(path).ok().filter(|_| there);
+            let place = place.and_then(|(parent, name)| Some(real_path(&parent).ok()?.join(name)));
+            return Ok(place.map(|place| pending.set(place, Fate::Gone)).is_some());
+        }
         let removed = self.parent_of(path).and_then(|(parent, name)| {
             let kind =
                 FileType::from_raw_mode(fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode);
@@ -159,6 +339,9 @@ impl Root {
     pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<OsString>> {
         let path = path.as_ref();
         let listing = || format!("listing {} of the clone", path.display());
+        if let Some(pending) = &self.pending {
+            return self.list_dry(path, pending).with_context(listing);
+        }
         let fd = match self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
@@ -176,6 +359,31 @@ impl Root {
         Ok(names)
     }
 
+    fn list_dry(&self, path: &Path, pending: &Pending) -> Result<Vec<OsString>> {
+        let opened = self.open_at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok();
+        let real = opened.as_ref().and_then(|fd| real_path(fd).ok()).or_else(|| self.real_below(path));
+        let Some(real) = real else { return Ok(Vec::new()) };
+        let place = match pending.fate(&real) {
+            Some(Fate::Gone | Fate::Content(_)) => return Ok(Vec::new()),
+            Some(Fate::Moved(from)) => from,
+            None => real.clone(),
+        };
+        let mut names = Vec::new();
+        match std::fs::read_dir(place) {
+            Ok(entries) => {
+                for entry in entries {
+                    names.push(entry?.file_name());
+                }
+            }
+            Err(e)
+                if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(e.into()),
+        }
+        pending.names(&real, &mut names);
+        names.sort();
+        Ok(names)
+    }
+
     /// The paths in `dir` whose names begin with `prefix` and end with `suffix`, sorted.
     pub fn matching(&self, dir: &str, prefix: &str, suffix: &str) -> Result<Vec<PathBuf>> {
         let fits = |name: &OsString| {
@@ -185,6 +393,39 @@ impl Root {
                 && name.ends_with(suffix.as_bytes())
         };
         Ok(self.list(dir)?.into_iter().filter(fits).map(|name| Path::new(dir).join(name)).collect())
+    }
+
+    /// Makes a directory and those above it, where they are not there yet.
+    pub fn make_dir(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if self.pending.is_some() || self.is_dir(path) {
+            return Ok(());
+        }
+        if let Some(above) = path.parent() {
+            self.make_dir(above)?;
+        }
+        let making = || format!("making the directory {} of the clone", path.display());
+        let (parent, name) = self.parent_of(path).with_context(making)?;
+        fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o755)).with_context(making)
+    }
+
+    /// A regular file, opened for reading; none when it does not exist.
+    pub fn open_file(&self, path: impl AsRef<Path>) -> Result<Option<File>> {
+        let path = path.as_ref();
+        let opening = || format!("opening {} of the clone", path.display());
+        let fd = match self.fate(path) {
+            Some(Fate::Gone | Fate::Content(_)) => return Ok(None),
+            Some(Fate::Moved(from)) => return File::open(from).map(Some).with_context(opening),
+            None => match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+                Err(e) => return Err(e).with_context(opening),
+            },
+        };
+        if FileType::from_raw_mode(fs::fstat(&fd).with_context(opening)?.st_mode) != FileType::RegularFile {
+            bail!("opening {} of the clone: it is no regular file", path.display());
+        }
+        Ok(Some(File::from(fd)))
     }
 
     /// Where a directory of the clone really lies, links resolved inside the root, as a path of this process; it is
@@ -201,8 +442,7 @@ impl Root {
             other => other,
         }
         .with_context(opening)?;
-        let link = format!("/proc/self/fd/{}", rustix::fd::AsRawFd::as_raw_fd(&fd));
-        std::fs::read_link(link).with_context(opening)
+        real_path(&fd).with_context(opening)
     }
 
     fn open_at(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
@@ -244,9 +484,39 @@ impl Root {
     }
 }
 
-fn fill(new: OwnedFd, old: Option<&OwnedFd>, content: &[u8], mode: u32) -> Result<()> {
+/// Where an open file or directory lies, as a path of this process.
+fn real_path(fd: &OwnedFd) -> std::io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+fn label_of(fd: &OwnedFd) -> Option<Vec<u8>> {
+    let mut value = vec![0u8; 4096];
+    let length = fs::fgetxattr(fd, LABEL, &mut value[..]).ok()?;
+    value.truncate(length);
+    Some(value)
+}
+
+/// A new file in a labelled tree gets the label of its directory, as the kernel would give it there; the piece `selinux`
+/// gives it its own where the policy has another.
+fn label_like_parent(parent: &OwnedFd, file: &File) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Some(label) = fs::openat(parent, ".", flags, Mode::empty()).ok().and_then(|dir| label_of(&dir)) {
+        fs::fsetxattr(file, LABEL, &label, fs::XattrFlags::empty()).context("labelling it")?;
+    }
+    Ok(())
+}
+
+fn fill(new: OwnedFd, old: Option<&OwnedFd>, parent: &OwnedFd, content: &[u8], mode: u32) -> Result<()> {
     let mut file = File::from(new);
     file.write_all(content)?;
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)] // its type differs between platforms
+    if fs::fstatfs(&file)?.f_type as i64 == MSDOS_SUPER_MAGIC {
+        fs::fsync(&file)?;
+        return Ok(());
+    }
+    if old.is_none() {
+        label_like_parent(parent, &file)?;
+    }
     let mode = if let Some(old) = old {
         let stat = fs::fstat(old)?;
         let (uid, gid) = (fs::Uid::from_raw(stat.st_uid), fs::Gid::from_raw(stat.st_gid));
@@ -303,6 +573,7 @@ pub fn to_bytes(text: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     fn tree() -> (tempfile::TempDir, Root, PathBuf) {
@@ -397,6 +668,71 @@ mod tests {
         }
         assert!(!root.write("/etc/x", b"new", 0o644).unwrap(), "unchanged content is not written");
         assert_eq!(std::fs::read_dir(target.join("etc")).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn what_policy_keeps_is_not_changed_by_any_name() {
+        let (_dir, root, target) = tree();
+        std::fs::create_dir_all(target.join("etc/lvm/backup")).unwrap();
+        for name in ["lvm/backup/vg", "hostname", "other"] {
+            std::fs::write(target.join("etc").join(name), "golden").unwrap();
+        }
+        symlink("/etc/hostname", target.join("etc/HOSTNAME")).unwrap();
+        let root = root.keeping(&["/etc/lvm".to_owned(), "/etc/hostname/".to_owned()]);
+        assert!(!root.write("/etc/hostname", b"x", 0o644).unwrap());
+        assert!(!root.write("/etc/HOSTNAME", b"x", 0o644).unwrap());
+        assert!(!root.write("/etc/lvm/new", b"x", 0o644).unwrap());
+        assert!(!root.remove("/etc/lvm/backup/vg").unwrap() && !root.remove_tree("/etc/lvm").unwrap());
+        assert!(!root.rename("/etc/hostname", "x").unwrap() && !root.truncate("/etc/hostname").unwrap());
+        assert!(root.write("/etc/other", b"x", 0o644).unwrap());
+        assert!(root.remove_tree("/etc").unwrap(), "what is not kept goes");
+        assert_eq!(std::fs::read(target.join("etc/lvm/backup/vg")).unwrap(), b"golden");
+        assert_eq!(std::fs::read(target.join("etc/hostname")).unwrap(), b"golden");
+        assert!(!target.join("etc/other").exists());
+    }
+
+    #[test]
+    fn a_dry_root_changes_nothing_and_shows_what_it_would_have_changed() {
+        let (_dir, root, target) = tree();
+        std::fs::create_dir(target.join("etc/d")).unwrap();
+        for name in ["a", "b", "d/x"] {
+            std::fs::write(target.join("etc").join(name), "golden").unwrap();
+        }
+        let root = root.dry();
+        assert!(
+            root.write("/etc/a", b"new", 0o644).unwrap() && !root.write("/etc/a", b"new", 0o644).unwrap()
+        );
+        assert!(root.write("/etc/made", b"new", 0o644).unwrap());
+        assert!(root.remove("/etc/b").unwrap() && !root.remove("/etc/b").unwrap());
+        assert!(root.rename("/etc/d", "e").unwrap());
+        assert_eq!(root.read("/etc/a").unwrap().unwrap(), b"new");
+        assert_eq!(root.size("/etc/made"), Some(3));
+        assert!(!root.exists("/etc/b") && root.read("/etc/b").unwrap().is_none());
+        assert_eq!(root.read("/etc/e/x").unwrap().unwrap(), b"golden");
+        assert!(root.write("/etc/e/x", b"new", 0o644).unwrap());
+        assert_eq!(root.read("/etc/e/x").unwrap().unwrap(), b"new");
+        assert!(!root.exists("/etc/d/x") && root.is_dir("/etc/e") && !root.is_dir("/etc/d"));
+        assert_eq!(root.list("/etc").unwrap(), ["a", "e", "made"].map(OsString::from));
+        assert_eq!(root.list("/etc/e").unwrap(), [OsString::from("x")]);
+        assert!(root.write("/no/such/dir", b"x", 0o644).unwrap());
+        assert!(root.remove_tree("/etc/e").unwrap() && !root.exists("/etc/e/x"));
+        let names: BTreeSet<_> =
+            std::fs::read_dir(target.join("etc")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["a", "b", "d"].map(OsString::from).into());
+        assert_eq!(std::fs::read(target.join("etc/a")).unwrap(), b"golden");
+        assert_eq!(std::fs::read(target.join("etc/d/x")).unwrap(), b"golden");
+    }
+
+    #[test]
+    fn renaming_takes_no_name_that_is_taken() {
+        let (_dir, root, target) = tree();
+        std::fs::write(target.join("etc/a"), "a").unwrap();
+        std::fs::write(target.join("etc/b"), "b").unwrap();
+        assert!(root.rename("/etc/a", "b").unwrap_err().to_string().contains("is there already"));
+        assert!(root.rename("/etc/a", "c").unwrap() && !root.rename("/etc/a", "d").unwrap());
+        assert_eq!(std::fs::read(target.join("etc/c")).unwrap(), b"a");
+        assert!(root.truncate("/etc/c").unwrap() && !root.truncate("/etc/none").unwrap());
+        assert_eq!(std::fs::read(target.join("etc/c")).unwrap(), b"");
     }
 
     #[test]

@@ -4,7 +4,6 @@
 use super::{Change, Context, Piece};
 use anyhow::{Context as _, Result, bail};
 use ka_layout::order;
-use ka_sys::process::run_in;
 use std::time::Duration;
 
 const DIR: &str = "/etc/ssh";
@@ -41,7 +40,10 @@ impl Piece for SshKeys {
         if !root.exists("/usr/bin/ssh-keygen") {
             bail!("making ssh host keys: the clone has sshd but no ssh-keygen; install openssh-client there");
         }
-        run_in(context.target, "ssh-keygen", &["-A"], LIMIT).context("making ssh host keys")?;
+        context.run("ssh-keygen", &["-A"], LIMIT).context("making ssh host keys")?;
+        if context.is_dry() {
+            return Ok(changes);
+        }
         // The comment that ssh-keygen writes is the name of the machine on which it ran.
         let node = context.order.node.name.clone();
         let made = root.matching(DIR, "ssh_host_", "_key.pub")?;
@@ -56,7 +58,8 @@ impl Piece for SshKeys {
                 }
             }
             let name = key.to_string_lossy().into_owned();
-            let print = run_in(context.target, "ssh-keygen", &["-l", "-f", &name], LIMIT)
+            let print = context
+                .ask("ssh-keygen", &["-l", "-f", &name], LIMIT)
                 .with_context(|| format!("reading the fingerprint of {name}"))?;
             changes.push(Change::new("ssh-keys", name, format!("new: {}", print.text().trim())));
         }

@@ -1,5 +1,6 @@
 //! What the tests of the pieces share: a small tree, the golden node's facts and the node's volumes.
 
+use super::programs::Programs;
 use super::{Context, Nic};
 use ka_layout::model::{Fs, Mount};
 use ka_layout::order::{Firmware, Golden, GoldenFs, Identity, InstallOrder, Policy, Volume};
@@ -75,6 +76,22 @@ impl Lab {
     pub fn context(&self) -> Context<'_> {
         Context::new(Path::new(&self.target), &self.order, &self.volumes, self.firmware, self.nic.as_ref())
             .unwrap()
+    }
+
+    /// A context in which `answer` stands in for all programs of the clone: it gets a command line, and returns what the
+    /// program writes.
+    pub fn pretending(&self, answer: impl Fn(&str) -> anyhow::Result<String> + 'static) -> Context<'_> {
+        let mut context = self.context();
+        context.programs =
+            Programs::Pretended { answer: Box::new(answer), ran: std::cell::RefCell::default() };
+        context
+    }
+
+    /// Makes it a clone of another distribution: `ID` and `ID_LIKE` of its `/etc/os-release`.
+    pub fn distribution(&mut self, id: &str, like: &str) {
+        let release = &mut self.order.golden.os_release;
+        release.insert("ID".into(), id.into());
+        release.insert("ID_LIKE".into(), like.into());
     }
 
     /// Gives a volume another UUID than the golden one.

@@ -3,16 +3,20 @@
 //! menu must exist, and the boot loader must be where the firmware will look for it. Nothing is changed here.
 
 use super::fstab::Line;
-use super::grub::{EFIVARS, boot_entries, bootloader_id, efi_arch, esp, on_esp};
+use super::grub::{EFIVARS, efi_arch, esp, on_esp};
+use super::loader::{self, Loader};
 use super::names::Spec;
-use super::{Context, chroot::Chroot, crypttab, grub_cfg, kernel_cmdline};
+use super::{
+    Context, chroot::Chroot, crypttab, entries, esp_files, extlinux, grub_cfg, grubenv, kernel_cmdline,
+};
+use super::{machine_id, nvram, uki};
 use anyhow::{Context as _, Result, bail};
 use ka_layout::order::Firmware;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-const CORE: &str = "/boot/grub/i386-pc/core.img";
+const CORES: &[&str] = &["/boot/grub/i386-pc/core.img", "/boot/grub2/i386-pc/core.img"];
 /// The last bytes of core.img's first sector are a list of sectors, filled in when it is installed.
 const CORE_FIXED: usize = 0x1f4;
 
@@ -34,13 +38,21 @@ pub fn verify(context: &Context) -> Result<()> {
     check(crypttab(context));
     check(command_lines(context));
     check(machine_id(context));
-    // Who skips GRUB brings another boot loader by a hook, which only its author can check.
+    check(boot_files(context));
+    // Who skips this brings another boot loader by a hook, which only its author can check.
     if !context.skips("bootloader") {
-        check(menu(context));
-        check(match context.firmware {
-            Firmware::Bios => bios_loader(context),
-            Firmware::Uefi => uefi_loader(context),
-        });
+        match loader::detect(context) {
+            Ok(loader) => {
+                check(menu(context, &loader));
+                check(match (&loader, context.firmware) {
+                    (Loader::Extlinux(dir), _) => extlinux::problems(context, dir),
+                    (Loader::MenuOnly, _) => Ok(Vec::new()),
+                    (_, Firmware::Bios) => bios_loader(context),
+                    (_, Firmware::Uefi) => uefi_loader(context, &loader),
+                });
+            }
+            Err(e) => check(Err(e)),
+        }
     }
     if problems.is_empty() {
         return Ok(());
@@ -75,12 +87,17 @@ fn fstab(context: &Context) -> Result<Vec<String>> {
 }
 
 fn crypttab(context: &Context) -> Result<Vec<String>> {
-    let text = context.root.read_text("/etc/crypttab")?.unwrap_or_default();
-    let lines = text.lines().filter_map(crypttab::Line::parse).filter(|l| !l.is_optional());
-    let lost = lines.filter(|l| Spec::parse(l.device).is_some_and(|s| context.names().bearer(&s).is_none()));
-    Ok(lost
-        .map(|l| format!("/etc/crypttab names {} ({}), which is not on this node", l.device, l.name))
-        .collect())
+    let mut problems = Vec::new();
+    for path in crypttab::FILES {
+        let text = context.root.read_text(path)?.unwrap_or_default();
+        let lines = text.lines().filter_map(crypttab::Line::parse).filter(|l| !l.is_optional());
+        let lost =
+            lines.filter(|l| Spec::parse(l.device).is_some_and(|s| context.names().bearer(&s).is_none()));
+        problems.extend(
+            lost.map(|l| format!("{path} names {} ({}), which is not on this node", l.device, l.name)),
+        );
+    }
+    Ok(problems)
 }
 
 fn command_lines(context: &Context) -> Result<Vec<String>> {
@@ -105,23 +122,78 @@ fn machine_id(context: &Context) -> Result<Vec<String>> {
     }
     let id = context.root.read_text("/etc/machine-id")?.unwrap_or_default();
     let id = id.trim_end();
-    let valid = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    Ok(if valid { Vec::new() } else { vec![format!("/etc/machine-id is no machine id: {id:?}")] })
+    Ok(if machine_id::is_valid(id) {
+        Vec::new()
+    } else {
+        vec![format!("/etc/machine-id is no machine id: {id:?}")]
+    })
 }
 
-fn menu(context: &Context) -> Result<Vec<String>> {
-    let path = grub_cfg::PATH;
-    let Some(text) = context.root.read_text(path)? else { return Ok(vec![format!("{path} does not exist")]) };
+/// Boot entries that are files of their own, whoever reads them, and what GRUB's environment adds to them.
+fn boot_files(context: &Context) -> Result<Vec<String>> {
+    let root = &context.root;
+    let mut problems = Vec::new();
+    for (dir, file) in entries::bls_files(context)? {
+        let entry = entries::parse_bls(&root.read_text(&file)?.unwrap_or_default());
+        problems.extend(entries::problems(context, &file.to_string_lossy(), &dir, &entry));
+    }
+    for file in entries::extlinux_files(context) {
+        let dir = file.rsplit_once('/').map_or("/boot", |(dir, _)| dir);
+        for entry in entries::parse_extlinux(&root.read_text(&file)?.unwrap_or_default()) {
+            problems.extend(entries::problems(context, &file, dir, &entry));
+        }
+    }
+    for (file, options) in uki::images(context)? {
+        let entry = entries::BootEntry { options, ..entries::BootEntry::default() };
+        problems.extend(entries::problems(context, &file, "/", &entry));
+    }
+    for file in ["/boot/grub/grubenv", "/boot/grub2/grubenv"] {
+        let text = root.read_text(file)?.unwrap_or_default();
+        for line in grubenv::lines(&text).unwrap_or_default() {
+            let Some(options) = line.strip_prefix("kernelopts=") else { continue };
+            let entry = entries::BootEntry { options: options.to_owned(), ..entries::BootEntry::default() };
+            problems.extend(entries::problems(context, file, "/", &entry));
+        }
+    }
+    Ok(problems)
+}
+
+/// The menu of the clone's boot loader must boot something.
+fn menu(context: &Context, loader: &Loader) -> Result<Vec<String>> {
+    let root = &context.root;
+    match loader {
+        Loader::SystemdBoot => {
+            let none = entries::bls_files(context)?.is_empty() && uki::images(context)?.is_empty();
+            return Ok(none
+                .then(|| "systemd-boot has no boot entry and no unified kernel image".to_owned())
+                .into_iter()
+                .collect());
+        }
+        Loader::Extlinux(_) | Loader::MenuOnly => {
+            let mut kernels = 0;
+            for file in entries::extlinux_files(context) {
+                kernels += entries::parse_extlinux(&root.read_text(&file)?.unwrap_or_default()).len();
+            }
+            return Ok((kernels == 0)
+                .then(|| "extlinux's menu boots no kernel".to_owned())
+                .into_iter()
+                .collect());
+        }
+        _ => {}
+    }
+    let path = grub_cfg::path(context)?;
+    let Some(text) = root.read_text(&path)? else { return Ok(vec![format!("{path} does not exist")]) };
     let found = grub_cfg::parse(&text);
     let mut problems: Vec<String> = grub_cfg::unresolved(context, &found)
         .into_iter()
         .map(|line| format!("{path} names what is not on this node: {line}"))
         .collect();
-    if found.kernels.is_empty() {
+    let has_entries = found.blscfg && !entries::bls_files(context)?.is_empty();
+    if found.kernels.is_empty() && !has_entries {
         problems.push(format!("{path} boots no kernel"));
     }
     let files = found.kernels.iter().chain(&found.initrds);
-    let missing = files.filter(|f| grub_cfg::in_clone(&context.root, f).is_none());
+    let missing = files.filter(|f| grub_cfg::in_clone(root, f).is_none());
     problems.extend(missing.map(|f| format!("{path} boots {f}, which does not exist or is empty")));
     problems.dedup();
     Ok(problems)
@@ -130,14 +202,15 @@ fn menu(context: &Context) -> Result<Vec<String>> {
 /// GRUB's first sector on the disk, the sector that it loads, and the clone's own copy of that must fit together.
 fn bios_loader(context: &Context) -> Result<Vec<String>> {
     let disk = &context.boot_volume()?.disk;
-    let Some(core) = context.root.read(CORE)?.filter(|c| c.len() > 4 * 512) else {
-        return Ok(vec![format!("{CORE} does not exist")]);
+    let path = context.first_of(CORES).unwrap_or(CORES[0]);
+    let Some(core) = context.root.read(path)?.filter(|c| c.len() > 4 * 512) else {
+        return Ok(vec![format!("{path} does not exist")]);
     };
-    let problem = check_bios_disk(Path::new(disk), &core).with_context(|| format!("reading {disk}"))?;
+    let problem = check_bios_disk(Path::new(disk), path, &core).with_context(|| format!("reading {disk}"))?;
     Ok(problem.map(|p| format!("the boot loader on {disk} is not usable: {p}")).into_iter().collect())
 }
 
-fn check_bios_disk(disk: &Path, core: &[u8]) -> Result<Option<String>> {
+fn check_bios_disk(disk: &Path, path: &str, core: &[u8]) -> Result<Option<String>> {
     let file = File::open(disk)?;
     let mut mbr = [0; 512];
     file.read_exact_at(&mut mbr, 0)?;
@@ -158,10 +231,10 @@ fn check_bios_disk(disk: &Path, core: &[u8]) -> Result<Option<String>> {
         return Ok(Some(format!("what the first sector leads to cannot be read: {e}")));
     }
     let same = installed[..CORE_FIXED] == core[..CORE_FIXED] && installed[1024..] == core[1024..1536];
-    Ok((!same).then(|| format!("the sectors at {at} are not {CORE}")))
+    Ok((!same).then(|| format!("the sectors at {at} are not {path}")))
 }
 
-fn uefi_loader(context: &Context) -> Result<Vec<String>> {
+fn uefi_loader(context: &Context, loader: &Loader) -> Result<Vec<String>> {
     let root = &context.root;
     let (esp, mount) = esp(context)?;
     let mut problems = Vec::new();
@@ -173,29 +246,30 @@ fn uefi_loader(context: &Context) -> Result<Vec<String>> {
         }
         Ok(())
     };
-    is_program(efi_arch(&context.order.golden.arch)?.removable)?;
+    let arch = efi_arch(&context.order.golden.arch)?;
+    is_program(arch.removable)?;
+    let entry = loader.entry(context, &arch);
+    if let Some((_, Some(file))) = &entry {
+        is_program(file)?;
+    }
     // Where the firmware's variables are out of reach, the boot loader step has warned that there is no entry.
     if Path::new(EFIVARS).is_dir() {
         let chroot = Chroot::enter(context)?;
-        let entries = if root.list(EFIVARS)?.is_empty() { Ok(None) } else { boot_entries(context) };
+        let entries = if nvram::in_reach(context)? { nvram::read(context) } else { Ok(None) };
         chroot.leave()?;
-        if let Some(entries) = entries? {
-            let id = bootloader_id(context);
-            let own = entries.entries.iter().filter(|e| e.label == id);
+        if let (Some(entries), Some((label, _))) = (entries?, &entry) {
+            let own = entries.entries.iter().filter(|e| e.label == *label);
             match own.filter_map(|e| e.file.as_deref()).next() {
                 Some(file) => is_program(file)?,
-                None => problems.push(format!("the firmware has no boot entry called {id}")),
+                None => problems.push(format!("the firmware has no boot entry called {label}")),
             }
         }
     }
-    for dir in root.list(Path::new(mount).join("EFI"))? {
+    for stub in esp_files::stubs(context)? {
         // The stub by which a signed GRUB finds its menu.
-        let stub = Path::new(mount).join("EFI").join(&dir).join("grub.cfg");
         if let Some(text) = root.read_text(&stub)? {
             let lost = grub_cfg::unresolved(context, &grub_cfg::parse(&text));
-            problems.extend(
-                lost.into_iter().map(|l| format!("{} names what is not on this node: {l}", stub.display())),
-            );
+            problems.extend(lost.into_iter().map(|l| format!("{stub} names what is not on this node: {l}")));
         }
     }
     Ok(problems)
@@ -215,7 +289,7 @@ mod tests {
         .file("/etc/machine-id", "0123456789abcdef0123456789abcdef\n")
         .file("/etc/default/grub", &format!("GRUB_CMDLINE_LINUX=\"resume=UUID={SWAP_UUID}\"\n"))
         .file(
-            grub_cfg::PATH,
+            "/boot/grub/grub.cfg",
             &format!("search --fs-uuid --set=root {ROOT_UUID}\nlinux /boot/k root=UUID={ROOT_UUID} ro\ninitrd /boot/i\n"),
         )
         .file("/boot/k", "k")
@@ -269,6 +343,92 @@ mod tests {
     }
 
     #[test]
+    fn boot_entries_are_checked_whatever_the_loader() {
+        let cases = [
+            (
+                "/boot/loader/entries/a.conf",
+                "linux /boot/none\noptions root=LABEL=label3\n",
+                "a.conf boots /boot/none",
+            ),
+            (
+                "/boot/efi/loader/entries/a.conf",
+                "linux /boot/k\noptions root=UUID=dead\n",
+                "a.conf has root=",
+            ),
+            (
+                "/boot/extlinux/extlinux.conf",
+                "label x\nlinux /boot/k\ninitrd /boot/none\n",
+                "boots /boot/none",
+            ),
+            (
+                "/boot/grub2/grubenv",
+                "# GRUB Environment Block\nkernelopts=root=UUID=dead\n",
+                "grubenv has root=",
+            ),
+        ];
+        for (path, content, wanted) in cases {
+            let mut lab = good();
+            lab.file(path, content);
+            let found = problem(&lab);
+            assert!(found.contains(wanted), "{path}: {found}");
+            lab.order.policy.skip = vec!["bootloader".into()];
+            let found = problem(&lab);
+            assert!(found.contains(wanted), "{path}: {found}");
+        }
+        let lab = good();
+        lab.file("/boot/efi/EFI/Linux/x", "");
+        std::fs::write(lab.target.join("boot/efi/EFI/Linux/a.efi"), uki::image(".cmdline", "root=UUID=dead"))
+            .unwrap();
+        assert!(problem(&lab).contains("a.efi has root="));
+    }
+
+    #[test]
+    fn systemd_boot_needs_an_entry_and_its_files() {
+        if Path::new(EFIVARS).is_dir() {
+            eprintln!("SKIPPED: this machine's own boot entries would be read");
+            return;
+        }
+        let lab = good();
+        std::fs::remove_file(lab.target.join("boot/grub/grub.cfg")).unwrap();
+        lab.file("/boot/efi/EFI/systemd/systemd-bootx64.efi", "MZ");
+        assert!(problem(&lab).contains("systemd-boot has no boot entry"));
+        lab.file(
+            "/boot/efi/loader/entries/a.conf",
+            &format!("linux /boot/k\noptions root=UUID={ROOT_UUID}\n"),
+        );
+        verify(&lab.context()).unwrap();
+        lab.file("/boot/efi/EFI/systemd/systemd-bootx64.efi", "");
+        assert!(problem(&lab).contains("EFI/systemd/systemd-bootx64.efi is no UEFI program"));
+    }
+
+    #[test]
+    fn rhel_with_secure_boot_passes_and_a_missing_shim_is_found() {
+        if Path::new(EFIVARS).is_dir() {
+            eprintln!("SKIPPED: this machine's own boot entries would be read");
+            return;
+        }
+        let mut lab = good();
+        lab.distribution("rocky", "rhel centos fedora");
+        std::fs::remove_file(lab.target.join("boot/grub/grub.cfg")).unwrap();
+        lab.file("/boot/grub2/grub.cfg", &format!("search --fs-uuid --set=root {ROOT_UUID}\nblscfg\n"))
+            .file(
+                "/boot/loader/entries/a.conf",
+                &format!("linux /boot/k\ninitrd /boot/i $tuned_initrd\noptions root=UUID={ROOT_UUID} ro\n"),
+            )
+            .file("/boot/efi/EFI/rocky/shimx64.efi", "MZ")
+            .file(
+                "/boot/efi/EFI/rocky/grub.cfg",
+                &format!("search --fs-uuid --set=dev {ROOT_UUID}\nconfigfile x\n"),
+            );
+        verify(&lab.context()).unwrap();
+        lab.file("/boot/efi/EFI/rocky/shimx64.efi", "torn");
+        assert!(problem(&lab).contains("EFI/rocky/shimx64.efi is no UEFI program"));
+        lab.file("/boot/efi/EFI/rocky/shimx64.efi", "MZ");
+        std::fs::remove_file(lab.target.join("boot/loader/entries/a.conf")).unwrap();
+        assert!(problem(&lab).contains("/boot/grub2/grub.cfg boots no kernel"));
+    }
+
+    #[test]
     fn two_volumes_of_one_uuid_do_not_resolve() {
         let mut lab = good();
         let mut twin = lab.volumes[2].clone();
@@ -285,7 +445,7 @@ mod tests {
         let mut image = vec![0; 64 << 10];
         let check = |image: &[u8]| {
             std::fs::write(&disk, image).unwrap();
-            check_bios_disk(&disk, &core).unwrap()
+            check_bios_disk(&disk, CORES[0], &core).unwrap()
         };
         assert!(check(&image).unwrap().contains("no boot signature"));
         image[510..512].copy_from_slice(&[0x55, 0xaa]);

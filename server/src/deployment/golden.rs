@@ -6,7 +6,7 @@ use crate::trust::key_file;
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
 use ka_layout::model::Layout;
-use ka_layout::order::{EfiBoot, Golden, Hook, HookPlace, Initramfs, Policy, SshKeys, Used};
+use ka_layout::order::{Golden, Hook, HookPlace, Policy, Used};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -94,7 +94,15 @@ impl Plan {
         let golden =
             Golden { hostname, os_release, arch: std::env::consts::ARCH.to_owned(), filesystems, used };
         let hooks = hooks(args)?;
-        Ok(Self { layout, layout_text: text, golden, pack, policy: policy(args)?, hooks, warnings })
+        Ok(Self {
+            layout,
+            layout_text: text,
+            golden,
+            pack,
+            policy: super::policy::policy(args)?,
+            hooks,
+            warnings,
+        })
     }
 
     /// Plain bytes that are about to be sent, for the display.
@@ -102,29 +110,6 @@ impl Plan {
     pub fn total(&self) -> u64 {
         self.golden.used.values().map(|u| u.bytes).sum()
     }
-}
-
-fn policy(args: &DeployArgs) -> Result<Policy> {
-    Ok(Policy {
-        skip: args.skip.clone(),
-        ssh_keys: match args.ssh_keys.as_str() {
-            "generate" => SshKeys::Generate,
-            "keep" => SshKeys::Keep,
-            other => bail!("--ssh-keys {other}: generate or keep"),
-        },
-        drop_fstab: args.drop_fstab.clone(),
-        efi_boot: match args.efi_boot.as_str() {
-            "disk-first" => EfiBoot::DiskFirst,
-            "pxe-first" => EfiBoot::PxeFirst,
-            other => bail!("--efi-boot {other}: disk-first or pxe-first"),
-        },
-        initramfs: match args.initramfs.as_str() {
-            "auto" => Initramfs::Auto,
-            "always" => Initramfs::Always,
-            "never" => Initramfs::Never,
-            other => bail!("--initramfs {other}: auto, always or never"),
-        },
-    })
 }
 
 /// Which file systems are sent, and what is left out: those of the layout that are mounted below the root now.

@@ -5,11 +5,14 @@ pub mod addresses;
 pub mod claims;
 pub mod command;
 pub mod display;
+pub mod expected;
 pub mod go;
 pub mod golden;
 pub mod listen;
 pub mod logs;
+pub mod manifests;
 pub mod order;
+mod policy;
 mod pxe;
 pub mod source;
 pub mod state;
@@ -24,6 +27,7 @@ use claims::Newcomer;
 use command::{DeployArgs, Settings};
 use display::Display;
 use golden::Plan;
+use ka_archive::manifest::{ManifestError, Written};
 use ka_chain::control::{Registration, ToNode, ToServer};
 use ka_chain::core::HEAD;
 use ka_chain::core::relay::Limits;
@@ -202,6 +206,7 @@ impl Run<'_> {
             {
                 self.feeding = None;
                 let result = result.map(|sent| {
+                    report_manifest(sent.manifest, display);
                     self.summary = sent.summary;
                     sent.record
                 });
@@ -402,10 +407,16 @@ impl Run<'_> {
             (None, None) => Source::Tree(self.plan.pack.clone()),
         };
         let current = self.current.clone();
+        let manifest = match &source {
+            Source::Tree(_) => manifests::begin(self.logs.folder(), &self.name, wave.number, &self.plan)
+                .inspect_err(|e| log::warn!("{NO_MANIFEST}: {e}"))
+                .ok(),
+            Source::Command(_) | Source::File(_) => None,
+        };
         let (done, receiver) = sync_channel(1);
         std::thread::spawn(move || {
             // Nobody takes it when the deployment was interrupted.
-            let _ = done.send(source::feed(&source, feeder, current));
+            let _ = done.send(source::feed(&source, feeder, current, manifest));
         });
         self.feeding = Some(receiver);
         Ok(())
@@ -476,6 +487,22 @@ impl Run<'_> {
             text.push('\n');
         }
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// Why `verify` will have nothing to compare with.
+const NO_MANIFEST: &str = "this wave has no manifest, so that `verify` cannot compare its clones";
+
+/// Tells where the manifest of a wave is, or why it is not there.
+fn report_manifest(manifest: Option<Result<Written, ManifestError>>, display: &Display) {
+    match manifest {
+        Some(Ok(written)) => display.say(&format!(
+            "manifest of {} entries for `verify`: {}",
+            written.entries,
+            written.path.display()
+        )),
+        Some(Err(e)) => display.say(&format!("warning: {NO_MANIFEST}: {e}")),
+        None => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //! no node can take half of it for all.
 
 use anyhow::{Context, Result, bail};
+use ka_archive::manifest::{ManifestError, Writer, Written};
 use ka_archive::{Observer, PackOptions, PackSummary, pack};
 use ka_chain::feed::Feeder;
 use ka_chain::stream::{EndRecord, Part, PartKind};
@@ -34,6 +35,8 @@ pub struct Sent {
     pub record: EndRecord,
     /// What the walker saw; none for a command or a file.
     pub summary: Option<PackSummary>,
+    /// The manifest of the tree, where one was to be made.
+    pub manifest: Option<Result<Written, ManifestError>>,
 }
 
 /// The path being read, for the display.
@@ -56,15 +59,16 @@ impl Observer for Current {
     }
 }
 
-/// Feeds `source` into the chain.
+/// Feeds `source` into the chain, and what a tree holds into `manifest`.
 ///
 /// # Errors
-/// Names what failed; the nodes were told the same.
-pub fn feed(source: &Source, mut feeder: Feeder, mut current: Current) -> Result<Sent> {
+/// Names what failed; the nodes were told the same. A manifest that cannot be written is no failure.
+pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Option<Writer>) -> Result<Sent> {
+    let mut observer = (current, manifest);
     let fed = (|| match source {
         Source::Tree(options) => {
             feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
-            Ok(Some(pack(options, &mut feeder, &mut current)?))
+            Ok(Some(pack(options, &mut feeder, &mut observer)?))
         }
         Source::Command(command) => {
             feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
@@ -80,7 +84,9 @@ pub fn feed(source: &Source, mut feeder: Feeder, mut current: Current) -> Result
     match fed {
         Ok(summary) => {
             let record = feeder.finish().context("ending the stream")?;
-            Ok(Sent { record, summary })
+            // Only now: a stream that did not end is nobody's golden tree.
+            let manifest = observer.1.take().filter(|_| summary.is_some()).map(Writer::finish);
+            Ok(Sent { record, summary, manifest })
         }
         Err(e) => {
             let e: anyhow::Error = e;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::Path;
 
-/// The Debian packages whose versions are told.
-const PEERS: [&str; 3] = ["mbuffer", "netcat-openbsd", "udpcast"];
+/// The Debian packages of the chain's peers.
+pub const PEERS: [&str; 3] = ["mbuffer", "netcat-openbsd", "udpcast"];
 
 /// How a report came to be.
 #[derive(Debug, Clone, Serialize)]
@@ -31,15 +31,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the machine.
+    /// Asks the machine, Ka's program `ka`, and dpkg about the packages of its peers.
     ///
     /// # Errors
     /// When it does not tell.
-    pub fn gather(server: &Path) -> Result<Self> {
+    pub fn gather(ka: &Path, peers: &[&str]) -> Result<Self> {
         let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("reading {path}"));
         let cpuinfo = read("/proc/cpuinfo")?;
-        let mut versions = vec![("ka".to_owned(), ka_version(server)?)];
-        for package in PEERS {
+        let mut versions = vec![("ka".to_owned(), ka_version(ka)?)];
+        for &package in peers {
             let version = run::output("dpkg-query", &["-W", "-f", "${Version}", package]);
             versions.push((package.to_owned(), version.unwrap_or_else(|_| "not a package".to_owned())));
         }
@@ -82,8 +82,8 @@ fn command(words: impl Iterator<Item = String>) -> String {
 }
 
 /// What the program says, and the commit from which it was most likely built.
-fn ka_version(server: &Path) -> Result<String> {
-    let version = run::output(&server.to_string_lossy(), &["--version"])?;
+fn ka_version(program: &Path) -> Result<String> {
+    let version = run::output(&program.to_string_lossy(), &["--version"])?;
     let version = version.split_whitespace().next_back().unwrap_or("unknown").to_owned();
     let workspace = binaries::workspace()?;
     let commit = run::output("git", &["-C", &workspace.to_string_lossy(), "rev-parse", "--short", "HEAD"]);

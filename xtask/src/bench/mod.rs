@@ -1,6 +1,7 @@
-//! `cargo xtask bench`: how fast the chain is, and what failures cost it, in network namespaces on this machine. Everything
-//! that a benchmark makes outside of its own folder goes when it ends; every wait has a limit.
+//! `cargo xtask bench`: how fast the chain is, and what failures cost it, in network namespaces on this machine; how fast
+//! the archive is. Everything that a benchmark makes outside of its own folder goes when it ends; every wait has a limit.
 
+mod archive;
 mod chain;
 mod contender;
 mod facts;
@@ -23,7 +24,7 @@ use contender::Contender;
 use ka_cli::units::parse_size;
 use std::path::{Path, PathBuf};
 
-/// Measures the chain on this machine.
+/// Measures the chain and the archive on this machine.
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "bench")]
 pub struct Bench {
@@ -34,8 +35,34 @@ pub struct Bench {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand)]
 enum Command {
+    Archive(Archive),
     Chain(Chain),
     Repair(Repair),
+}
+
+/// Ka's archive, GNU tar and bsdtar pack and unpack the same trees, with hot
+/// and cold caches; the report goes to docs/bench-archive.json and .md.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "archive")]
+struct Archive {
+    /// only these, of: ka, tar, bsdtar
+    #[argh(option, arg_name = "NAME,..")]
+    only: Option<String>,
+    /// only these trees, of: debian, small, large
+    #[argh(option, arg_name = "TREE,..")]
+    trees: Option<String>,
+    /// runs of each (default 3)
+    #[argh(option, arg_name = "N", default = "3")]
+    rounds: usize,
+    /// files in the tree of small ones (default 1000000)
+    #[argh(option, arg_name = "N", default = "1_000_000")]
+    files: u64,
+    /// of the tree of large files (default 2G)
+    #[argh(option, arg_name = "SIZE", default = "String::from(\"2G\")")]
+    size: String,
+    /// where the report goes (default: docs)
+    #[argh(option, arg_name = "DIR")]
+    output: Option<PathBuf>,
 }
 
 /// Ka, its peers and a bare relay clone one stream to many receivers; the
@@ -112,7 +139,7 @@ impl Prepared {
     }
 
     fn facts(&self) -> Result<facts::Facts> {
-        facts::Facts::gather(&self.server)
+        facts::Facts::gather(&self.server, &facts::PEERS)
     }
 }
 
@@ -126,6 +153,21 @@ pub fn run(bench: &Bench) -> Result<bool> {
         None => binaries::workspace().map(|workspace| workspace.join("docs")),
     };
     match &bench.command {
+        Command::Archive(args) => {
+            let options = archive::Options {
+                only: list("--only", args.only.as_deref(), archive::Archiver::named)?,
+                trees: list("--trees", args.trees.as_deref(), archive::Kind::named)?,
+                rounds: args.rounds.max(1),
+                files: args.files,
+                large: parse_size(&args.size).context("--size")?,
+                output: output(&args.output)?,
+            };
+            let dir = run_dir("bench-archive")?;
+            setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
+            let program = binaries::build_archiver(&dir.join("build.log"))?;
+            let facts = facts::Facts::gather(&program, &["tar", "libarchive-tools"])?;
+            archive::run(&options, &program, facts, &dir)
+        }
         Command::Chain(args) => {
             let options = chain::Options {
                 only: list("--only", args.only.as_deref(), Contender::named)?,

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// A file system in memory: reading from it costs every contender the same.
-const MEMORY: &str = "/dev/shm";
+pub const MEMORY: &str = "/dev/shm";
 const TAR_LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder in memory, removed when this is dropped.

@@ -1,0 +1,99 @@
+//! `ka-agent verify`: compares this running machine, or a clone that is mounted here, with a manifest of its golden tree.
+//! The manifest is not on the clone; it comes from the golden node, as a file or on standard input.
+
+use anyhow::{Context, Result};
+use argh::FromArgs;
+use ka_archive::verify::report::Report;
+use ka_archive::verify::{VerifyError, VerifyOptions, verify};
+use ka_archive::{Allows, Expected};
+use ka_cli::exit::Exit;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// compare this machine, or a clone that is mounted here, with a manifest of its golden tree
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "verify")]
+pub struct VerifyArgs {
+    /// the manifest, from the golden node; - is standard input
+    #[argh(option, arg_name = "FILE")]
+    manifest: PathBuf,
+    /// where the clone is mounted (default /: this machine)
+    #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/\")")]
+    root: PathBuf,
+    /// the clone has run: what a running machine changes is expected, too (always so for /)
+    #[argh(switch)]
+    running: bool,
+    /// what matches may differ in anything (repeatable)
+    #[argh(option, arg_name = "GLOB")]
+    expect: Vec<String>,
+    /// show expected differences, too
+    #[argh(switch)]
+    all: bool,
+    /// print JSON lines instead of text
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the manifest or the tree cannot be read.
+pub fn run(args: &VerifyArgs) -> Result<Exit> {
+    let manifest = if args.manifest == Path::new("-") {
+        spooled(&mut io::stdin().lock()).context("keeping the manifest from standard input")?
+    } else {
+        File::open(&args.manifest).with_context(|| format!("opening {}", args.manifest.display()))?
+    };
+    let options = VerifyOptions {
+        root: args.root.clone(),
+        clone: true,
+        running: args.running || args.root == Path::new("/"),
+        expected: args
+            .expect
+            .iter()
+            .map(|glob| Expected { allows: Allows::ALL, glob: glob.clone(), why: "--expect".to_owned() })
+            .collect(),
+        threads: 0,
+    };
+    let mut report = Report::new(io::stdout().lock(), args.json, args.all);
+    let summary = match verify(&manifest, &options, &mut |difference| report.difference(difference)) {
+        Ok(summary) => summary,
+        Err(VerifyError::Pattern(e)) => {
+            eprintln!("ka-agent: --expect: {e}");
+            return Ok(Exit::Usage);
+        }
+        Err(e) => return Err(e).with_context(|| format!("comparing {}", args.root.display())),
+    };
+    report.finish(&summary).context("writing the report")?;
+    Ok(if summary.is_clean() { Exit::Done } else { Exit::Differs })
+}
+
+/// The manifest is read twice, so a pipe's content is kept in a file without a name, in /tmp, which is never compared.
+fn spooled(input: &mut impl io::Read) -> io::Result<File> {
+    let name = std::env::temp_dir().join(format!("ka-manifest-{}", uuid::Uuid::new_v4()));
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&name)?;
+    std::fs::remove_file(&name)?;
+    io::copy(input, &mut file)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn what_is_piped_in_can_be_read_twice_and_leaves_nothing() {
+        let bytes = vec![7; 300_000];
+        let mut file = spooled(&mut &bytes[..]).unwrap();
+        for _ in 0..2 {
+            file.rewind().unwrap();
+            let mut again = Vec::new();
+            file.read_to_end(&mut again).unwrap();
+            assert!(again == bytes);
+        }
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
+    }
+}

@@ -1,0 +1,191 @@
+//! Flags (`chattr`) and project ids, on file systems made for it: they come back as they were, whatever they forbid; GNU
+//! tar and bsdtar read the stream; a file system without them gets all else, and what it lacks is told. Labels of SELinux
+//! are xattrs. Needs root, e2fsprogs, xfsprogs and btrfs-progs.
+
+// Helpers of tests are tests, too, though the lint does not see it.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ka_archive::testing::{difference, listing, run};
+use ka_archive::{PackOptions, UnpackOptions, UnpackSummary, pack, unpack};
+
+/// A file system in a file, mounted; its flags are removed and it is unmounted at the end.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(directory: &Path, name: &str, mkfs: &[&str]) -> Self {
+        let image = directory.join(format!("{name}.img"));
+        File::create(&image).unwrap().set_len(400 << 20).unwrap();
+        run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image)).unwrap();
+        let at = directory.join(name);
+        fs::create_dir(&at).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at)).unwrap();
+        Self(at)
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.join("tree")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg(&self.0)).unwrap();
+    }
+}
+
+/// Without project ids, which need a kernel with quotas, and that not every kernel is.
+const EXT4: [&str; 3] = ["mkfs.ext4", "-q", "-F"];
+const XFS: [&str; 3] = ["mkfs.xfs", "-q", "-f"];
+
+fn chattr(words: &[&str], path: &Path) {
+    run(Command::new("chattr").args(words).arg(path)).unwrap();
+}
+
+/// Flags and project of everything, by e2fsprogs, which is not ours.
+fn attributes(root: &Path) -> Vec<String> {
+    let text = run(Command::new("lsattr").args(["-p", "-R", "-a", "."]).current_dir(root)).unwrap();
+    let mut lines: Vec<String> = String::from_utf8(text)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.ends_with(':') && !line.ends_with("/..") && !line.is_empty())
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            // How the file system keeps the file is its own affair.
+            let flags = words[1].replace(['-', 'e', 'I'], "");
+            format!("{} project {} flags {flags}", words[2], words[0])
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+/// A tree with flags of all kinds, and project ids if they are wanted.
+fn tree(root: &Path, projects: bool) {
+    for folder in ["sealed", "sealed/inside", "log", "project", "project/inside"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    for file in
+        ["plain", "sealed/file", "sealed/first", "log/grows", "noatim", "project/mine", "project/zother"]
+    {
+        fs::write(root.join(file), file).unwrap();
+    }
+    fs::write(root.join("big"), vec![7; 300_000]).unwrap();
+    fs::hard_link(root.join("sealed/first"), root.join("zlink")).unwrap();
+    run(Command::new("setfattr")
+        .args(["-n", "security.selinux", "-v", "system_u:object_r:etc_t:s0"])
+        .arg(root.join("plain")))
+    .unwrap();
+    chattr(&["+dA"], &root.join("noatim"));
+    chattr(&["+Sd"], &root.join("big"));
+    if projects {
+        chattr(&["-p", "42"], &root.join("project"));
+        chattr(&["-p", "42"], &root.join("project/mine"));
+        chattr(&["-p", "43"], &root.join("big"));
+    }
+    chattr(&["+P"], &root.join("project"));
+    for path in ["log/grows", "log"] {
+        chattr(&["+a"], &root.join(path));
+    }
+    for path in ["sealed/first", "sealed/file", "big", "sealed"] {
+        chattr(&["+i"], &root.join(path));
+    }
+}
+
+fn packed(root: &Path) -> Vec<u8> {
+    let mut stream = Vec::new();
+    pack(&PackOptions { root: root.into(), ..Default::default() }, &mut stream, &mut ()).unwrap();
+    stream
+}
+
+fn unpacked(stream: &[u8], root: &Path) -> UnpackSummary {
+    fs::create_dir(root).unwrap();
+    unpack(stream, &UnpackOptions { root: root.into(), sync: true }, &mut ()).unwrap()
+}
+
+#[test]
+fn flags_and_projects_come_back_on_ext4_and_xfs() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, mkfs, projects) in [("ext4", &EXT4[..], false), ("xfs", &XFS, true)] {
+        let mount = Mount::new(directory.path(), name, mkfs);
+        fs::create_dir(mount.root()).unwrap();
+        tree(&mount.root(), projects);
+        let stream = packed(&mount.root());
+        let to = mount.0.join("again");
+        let summary = unpacked(&stream, &to);
+        assert_eq!((summary.not_representable.total, summary.ignored_records), (0, 0), "{name}");
+        let wanted = attributes(&mount.root());
+        let project = if projects { "42" } else { "0" };
+        for line in
+            ["./sealed project 0 flags i", "./log/grows project 0 flags a", "./noatim project 0 flags dA"]
+        {
+            assert!(wanted.iter().any(|found| found == line), "{name}: {wanted:?}");
+        }
+        assert!(wanted.contains(&format!("./project project {project} flags P")), "{name}: {wanted:?}");
+        // Made in a directory whose project new entries take, but not of it.
+        assert!(wanted.contains(&"./project/zother project 0 flags ".to_owned()), "{name}: {wanted:?}");
+        assert_eq!(difference(&wanted, &attributes(&to)), [""; 0], "{name}");
+        assert_eq!(difference(&listing(&mount.root()).unwrap(), &listing(&to).unwrap()), [""; 0], "{name}");
+    }
+}
+
+#[test]
+fn other_tars_read_the_stream_and_we_read_bsdtars_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let mount = Mount::new(directory.path(), "ext4", &EXT4);
+    fs::create_dir(mount.root()).unwrap();
+    tree(&mount.root(), false);
+    let stream = directory.path().join("stream.tar");
+    fs::write(&stream, packed(&mount.root())).unwrap();
+    let (gnu, bsd, ours) = (mount.0.join("gnu"), mount.0.join("bsd"), mount.0.join("ours"));
+    fs::create_dir(&gnu).unwrap();
+    fs::create_dir(&bsd).unwrap();
+    let arguments = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf"];
+    run(Command::new("tar").args(arguments).arg(&stream).arg("-C").arg(&gnu)).unwrap();
+    assert_eq!(difference(&listing(&mount.root()).unwrap(), &listing(&gnu).unwrap()), [""; 0]);
+    // Flags too, but no project ids. It sets those of files before it makes hard links to them, so without that one.
+    let arguments = ["--numeric-owner", "--xattrs", "--acls", "--fflags", "--exclude=zlink", "-xpf"];
+    run(Command::new("bsdtar").args(arguments).arg(&stream).arg("-C").arg(&bsd)).unwrap();
+    let flags = |root: &Path, name: &str| {
+        let text = run(Command::new("lsattr").arg("-d").arg(root.join(name))).unwrap();
+        String::from_utf8(text).unwrap().split(' ').next().unwrap().to_owned()
+    };
+    for name in ["noatim", "big", "sealed", "sealed/file", "log", "log/grows"] {
+        assert_eq!(flags(&mount.root(), name), flags(&bsd, name), "{name}");
+    }
+    let arguments = ["--format=pax", "--numeric-owner", "--xattrs", "--acls", "--fflags", "-cf", "-"];
+    let theirs = run(Command::new("bsdtar").args(arguments).arg("-C").arg(mount.root()).arg(".")).unwrap();
+    unpacked(&theirs, &ours);
+    for name in ["noatim", "big", "sealed", "sealed/file", "log", "log/grows"] {
+        assert_eq!(flags(&mount.root(), name), flags(&ours, name), "{name}");
+    }
+}
+
+#[test]
+fn what_a_file_system_lacks_is_told_and_the_rest_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let from = Mount::new(directory.path(), "btrfs", &["mkfs.btrfs", "-q"]);
+    fs::create_dir(from.root()).unwrap();
+    let file = from.root().join("nocow");
+    fs::write(&file, b"").unwrap();
+    chattr(&["+CdA"], &file);
+    fs::write(&file, b"never copied on write").unwrap();
+    let stream = packed(&from.root());
+    let again = from.0.join("again");
+    assert_eq!(unpacked(&stream, &again).not_representable.total, 0);
+    assert_eq!(difference(&attributes(&from.root()), &attributes(&again)), [""; 0]);
+    let to = Mount::new(directory.path(), "ext4", &EXT4);
+    let summary = unpacked(&stream, &to.root());
+    assert_eq!(summary.not_representable.first, ["setting the flags or the project id of /nocow"]);
+    assert_eq!(fs::read(to.root().join("nocow")).unwrap(), b"never copied on write");
+    assert!(attributes(&to.root()).contains(&"./nocow project 0 flags dA".to_owned()));
+    let xfs = Mount::new(directory.path(), "xfs", &XFS);
+    fs::create_dir(xfs.root()).unwrap();
+    fs::write(xfs.root().join("counted"), b"").unwrap();
+    chattr(&["-p", "42"], &xfs.root().join("counted"));
+    let summary = unpacked(&packed(&xfs.root()), &to.0.join("more"));
+    assert_eq!(summary.not_representable.first, ["setting the flags or the project id of /counted"]);
+}
