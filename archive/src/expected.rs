@@ -140,7 +140,8 @@ impl Expectations {
 }
 
 fn compiled(glob: &str) -> Result<globset::Glob, globset::Error> {
-    GlobBuilder::new(glob).literal_separator(true).build()
+    // `key{,.pub}` means both.
+    GlobBuilder::new(glob).literal_separator(true).empty_alternates(true).build()
 }
 
 /// The globs that braces stand for: `/a/{b,c/d}` means `/a/b` and `/a/c/d`. Braces in brackets are no braces.
@@ -205,6 +206,7 @@ mod tests {
             Expected::new("extra", "/lost+found", "mkfs"),
             Expected::new("content", "/opt/{a,b/c}.{x,y}", "both"),
             Expected::new("content", "/odd[{]/{a,{b,c}}", "nested"),
+            Expected::new("content", "/key{,.pub}", "keys"),
         ];
         let expectations = Expectations::new(list).unwrap();
         for (path, what, directory, reason) in [
@@ -232,6 +234,9 @@ mod tests {
             ("opt", What::Mtime, true, Some("both")),
             ("opt/a", What::Mtime, true, None),
             ("odd{/c", What::Content, false, Some("nested")),
+            ("key", What::Content, false, Some("keys")),
+            ("key.pub", What::Content, false, Some("keys")),
+            ("key.old", What::Content, false, None),
         ] {
             assert_eq!(expectations.reason(path.as_bytes(), what, directory), reason, "{path} {what:?}");
         }

@@ -265,6 +265,9 @@ fn check_preserved(partition: &Partition, say: &mut dyn FnMut(String)) {
     if matches!(partition.size.parse(), Ok(Size::Percent(_))) {
         say("preserve: size is what the partition must have; a percentage says nothing".into());
     }
+    if partition.mount.as_ref().is_some_and(|mount| mount.path == "/") {
+        say("preserve: the golden tree is restored at /, so what is mounted there cannot be kept".into());
+    }
     let given = [
         ("start", partition.start.is_some()),
         ("weight", partition.weight.is_some()),
@@ -533,6 +536,23 @@ mount = { path = "/" }
             }),
             "[[partition]] #1 (/): name: partitions have names on gpt only"
         );
+    }
+
+    #[test]
+    fn the_root_is_not_preserved() {
+        let preserve = |path: &str| {
+            let path = path.to_owned();
+            messages(move |l| {
+                let mut kept = l.partitions[0].clone();
+                (kept.format, kept.preserve, kept.number) = (None, true, Some(5));
+                kept.mount = Some(Mount { path: path.clone(), options: None });
+                l.partitions[0].mount = (path != "/").then(|| Mount { path: "/".into(), options: None });
+                l.partitions.push(kept);
+            })
+        };
+        assert_eq!(preserve("/home"), BTreeSet::new());
+        let found = preserve("/");
+        assert!(found.len() == 1 && found.first().unwrap().contains("the golden tree is restored at /"), "{found:?}");
     }
 
     #[test]

@@ -243,6 +243,8 @@ pub struct Volume {
     pub layer: Option<Layer>,
     /// The other disks below it.
     pub more_disks: Vec<String>,
+    /// It stood there before and was kept with its content, which is not the golden tree's.
+    pub preserved: bool,
 }
 
 /// A volume on top of partitions.

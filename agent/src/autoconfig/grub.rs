@@ -14,6 +14,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Where the firmware's variables are, in the clone as here.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
+/// Where distributions mount the EFI system partition.
+pub const ESPS: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
+
 /// What UEFI calls an architecture.
 pub struct EfiArch {
     /// GRUB's name of the platform.
@@ -42,7 +45,7 @@ pub fn efi_arch(machine: &str) -> Result<EfiArch> {
 pub fn esp<'a>(context: &'a Context) -> Result<(&'a Volume, &'a str)> {
     let mounted = context.volumes.iter().filter_map(|v| Some((v, v.mount.as_ref()?.path.as_str())));
     let mut esps = mounted.filter(|(v, path)| {
-        v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ["/boot/efi", "/efi", "/boot"].contains(path))
+        v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ESPS.contains(path))
     });
     esps.next().context(
         "finding the EFI system partition: this node boots by UEFI and the layout mounts no vfat partition of type esp",

@@ -46,6 +46,7 @@ mod wipe;
 
 use anyhow::{Context as _, Result, anyhow};
 use chroot::Chroot;
+use ka_layout::model::Fs;
 use ka_layout::order::{Firmware, InstallOrder, Volume};
 use names::Names;
 use programs::Programs;
@@ -101,7 +102,9 @@ impl<'a> Context<'a> {
         firmware: Firmware,
         network: Option<&'a Nic>,
     ) -> Result<Self> {
-        let root = Root::open(target)?.keeping(&order.policy.keep);
+        let kept: Vec<String> =
+            order.policy.keep.iter().cloned().chain(volumes.iter().filter_map(foreign)).collect();
+        let root = Root::open(target)?.keeping(&kept);
         Ok(Self {
             target,
             order,
@@ -150,6 +153,15 @@ impl<'a> Context<'a> {
     fn initramfs_is_stale(&self, reason: String) {
         self.stale_initramfs.borrow_mut().push(reason);
     }
+}
+
+/// What of a preserved volume no piece changes: all of it is the node's own. On an ESP the boot loader gets its directory,
+/// and the boot entries of other systems stay.
+fn foreign(volume: &Volume) -> Option<String> {
+    let mount = volume.mount.as_ref().filter(|_| volume.preserved)?;
+    let is_esp =
+        volume.kind == "esp" || (volume.fs == Some(Fs::Vfat) && grub::ESPS.contains(&mount.path.as_str()));
+    Some(if is_esp { format!("{}/loader", mount.path) } else { mount.path.clone() })
 }
 
 /// Something that autoconfig did to the clone, or noticed.

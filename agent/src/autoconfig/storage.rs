@@ -4,8 +4,8 @@
 use super::{Change, Context, Piece, crypttab};
 use anyhow::Result;
 use ka_layout::order::Layer;
+use std::collections::BTreeSet;
 
-const CRYPTTAB: &str = "/etc/crypttab";
 /// Debian's place, and everybody else's.
 const MDADM: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
 
@@ -26,11 +26,12 @@ impl Piece for Storage {
         }
         let mut changes = encrypted(context, &layers)?;
         changes.extend(arrays(context, &layers)?);
-        if !changes.is_empty() {
+        if changes.iter().any(|c| !c.warning) {
             context.initramfs_is_stale("the volumes of this node are new".into());
         } else if layers.iter().any(|l| matches!(l, Layer::Lvm { .. })) && !golden_has_lvm(context) {
             context.initramfs_is_stale("the golden node used no LVM".into());
         }
+        changes.extend(opener(context, &layers));
         Ok(changes)
     }
 }
@@ -39,39 +40,67 @@ fn golden_has_lvm(context: &Context) -> bool {
     context.order.golden.filesystems.iter().any(|fs| fs.device.starts_with("/dev/mapper/"))
 }
 
-/// Lines of crypttab: those of this node's containers are set right or added.
+/// Lines of crypttab: those of this node's containers are set right, or added where no file has one.
 fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
-    let old = context.root.read_text(CRYPTTAB)?.unwrap_or_default();
-    let mut lines: Vec<String> = old.lines().map(str::to_owned).collect();
+    let mut found: BTreeSet<&str> = BTreeSet::new();
     let mut changes = Vec::new();
-    for layer in layers {
-        let Layer::Luks { name, uuid, options } = layer else { continue };
-        let device = format!("UUID={uuid}");
-        let at = lines.iter().position(|l| crypttab::Line::parse(l).is_some_and(|l| l.name == *name));
-        match at {
-            Some(at) => {
-                let found =
-                    crypttab::Line::parse(&lines[at]).map(|l| l.device.to_owned()).unwrap_or_default();
-                if found != device {
-                    // The name may occur in the device's: the second field is sought behind the first.
-                    let from = lines[at].find(name.as_str()).unwrap_or_default() + name.len();
-                    if let Some(start) = lines[at][from..].find(&found).map(|n| from + n) {
-                        lines[at].replace_range(start..start + found.len(), &device);
-                        changes.push(Change::new("storage", CRYPTTAB, format!("{name} is now on {device}")));
-                    }
+    // The first file is the one that lines are added to, so it comes last.
+    for path in crypttab::FILES.iter().rev() {
+        let old = context.root.read_text(path)?;
+        let mut lines: Vec<String> = old.iter().flat_map(|text| text.lines()).map(str::to_owned).collect();
+        let mut done = Vec::new();
+        for layer in layers {
+            let Layer::Luks { name, uuid, options } = layer else { continue };
+            let device = format!("UUID={uuid}");
+            let at = lines.iter().position(|l| crypttab::Line::parse(l).is_some_and(|l| l.name == *name));
+            if let Some(at) = at {
+                found.insert(name);
+                if let Some(new) = with_device(&lines[at], &device) {
+                    lines[at] = new;
+                    done.push(Change::new("storage", *path, format!("{name} is now on {device}")));
                 }
-            }
-            None => {
+            } else if *path == crypttab::FILES[0] && !found.contains(name.as_str()) {
                 let line = format!("{name} {device} none {options}");
-                changes.push(Change::new("storage", CRYPTTAB, format!("added: {line}")));
+                done.push(Change::new("storage", *path, format!("added: {line}")));
                 lines.push(line);
             }
         }
-    }
-    if !changes.is_empty() {
-        context.root.write_text(CRYPTTAB, &format!("{}\n", lines.join("\n")), 0o644)?;
+        changes.extend(written(context, path, &lines, done)?);
     }
     Ok(changes)
+}
+
+/// The line of crypttab with another device, its second field; none when it has that already.
+fn with_device(line: &str, device: &str) -> Option<String> {
+    let fields = crypttab::Line::parse(line)?;
+    // The name may occur in the device's: the second field is sought behind the first.
+    let from = line.find(fields.name)? + fields.name.len();
+    let start = from + line[from..].find(fields.device)?;
+    let new = format!("{}{device}{}", &line[..start], &line[start + fields.device.len()..]);
+    (fields.device != device).then_some(new)
+}
+
+/// Writes what was `done`; says so when the policy keeps the file as it is.
+fn written(context: &Context, path: &str, lines: &[String], done: Vec<Change>) -> Result<Vec<Change>> {
+    if done.is_empty() || context.root.write_text(path, &format!("{}\n", lines.join("\n")), 0o644)? {
+        return Ok(done);
+    }
+    let wanted: Vec<&str> = done.iter().map(|c| c.what.as_str()).collect();
+    Ok(vec![Change::warning("storage", path, format!("kept by policy; else: {}", wanted.join("; ")))])
+}
+
+/// What the clone's initramfs needs to open its root, where a package of its own brings it.
+fn opener(context: &Context, layers: &[&Layer]) -> Option<Change> {
+    const HOOKS: [&str; 2] =
+        ["/usr/share/initramfs-tools/hooks/cryptroot", "/etc/initramfs-tools/hooks/cryptroot"];
+    let encrypted = layers.iter().any(|l| matches!(l, Layer::Luks { .. }));
+    let debian = ["/usr/sbin/update-initramfs", "/sbin/update-initramfs"].iter().any(|p| context.root.exists(p));
+    let lacks = encrypted && debian && !HOOKS.iter().any(|hook| context.root.exists(hook));
+    lacks.then(|| {
+        let what = "the initramfs cannot open encrypted volumes: if / lies on one, install cryptsetup-initramfs on the \
+                    golden node";
+        Change::warning("storage", "/usr/share/initramfs-tools/hooks", what)
+    })
 }
 
 /// `ARRAY` lines of mdadm.conf: the golden node's arrays are not this node's.
@@ -96,18 +125,20 @@ fn arrays(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
     }
     let kept = old.lines().filter(|l| !is_array(l)).map(str::to_owned);
     let lines: Vec<String> = kept.chain(wanted.iter().cloned()).collect();
-    context.root.write_text(path, &format!("{}\n", lines.join("\n")), 0o644)?;
     let what = match &wanted[..] {
         [] => format!("{} arrays of the golden node are not on this one", present.len()),
         wanted => format!("now: {}", wanted.join("; ")),
     };
-    Ok(vec![Change::new("storage", path, what)])
+    written(context, path, &lines, vec![Change::new("storage", path, what)])
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::Lab;
     use super::*;
+
+    const CRYPTTAB: &str = crypttab::FILES[0];
+    const ARCH: &str = crypttab::FILES[1];
 
     fn luks(name: &str, uuid: &str) -> Layer {
         Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks,discard".into() }
@@ -132,6 +163,23 @@ mod tests {
             lab.context().names().bearer(&spec).is_some(),
             "the check of the finished clone finds the container"
         );
+        // Arch's file for the initramfs may have it instead.
+        lab.file(ARCH, "b UUID=bbbb none luks\n").file(CRYPTTAB, "a UUID=1111 none luks\n");
+        assert_eq!(Storage.apply(&lab.context()).unwrap().len(), 1);
+        assert_eq!((lab.read(ARCH).as_str(), lab.read(CRYPTTAB).as_str()), ("b UUID=2222 none luks\n", "a UUID=1111 none luks\n"));
+        lab.file("/usr/sbin/update-initramfs", "");
+        let changes = Storage.apply(&lab.context()).unwrap();
+        assert!(changes.len() == 1 && changes[0].what.contains("install cryptsetup-initramfs"), "{changes:?}");
+        lab.file("/usr/share/initramfs-tools/hooks/cryptroot", "");
+        assert!(Storage.apply(&lab.context()).unwrap().is_empty());
+        // What the policy keeps is not said to be changed.
+        lab.order.policy.keep = vec![CRYPTTAB.into()];
+        lab.file(CRYPTTAB, "a UUID=aaaa none luks\n");
+        let context = lab.context();
+        let changes = Storage.apply(&context).unwrap();
+        assert!(changes.len() == 1 && changes[0].warning && context.stale_initramfs.borrow().is_empty());
+        drop(context);
+        lab.order.policy.keep.clear();
         // A line of this node's own is no business of the other piece, whatever the golden device was.
         lab.file(CRYPTTAB, "a UUID=aaaa none luks\n");
         assert!(crypttab::Crypttab.apply(&lab.context()).unwrap().is_empty());

@@ -9,12 +9,28 @@ fn chooses(word: &str) -> bool {
     word.starts_with("subvol=") || word.starts_with("subvolid=")
 }
 
+/// Whether both words choose the same subvolume: a slash before its name means nothing, and the top is number 5.
+fn same(a: &str, b: &str) -> bool {
+    fn plain(word: &str) -> &str {
+        match word.strip_prefix("subvol=").map(|name| name.trim_start_matches('/')) {
+            Some("") => "5",
+            Some(name) => name,
+            None => word.strip_prefix("subvolid=").unwrap_or(word),
+        }
+    }
+    plain(a) == plain(b)
+}
+
 /// The options that the line must have; none when those that it has are right.
 pub fn options(line: &Line, volume: &Volume) -> Option<String> {
     let chosen: Vec<&str> = line.options.split(',').filter(|w| chooses(w)).collect();
-    let wanted = volume.subvolume.as_ref().filter(|_| volume.fs == Some(Fs::Btrfs));
     let is_btrfs = volume.fs == Some(Fs::Btrfs);
+    let wanted = volume.subvolume.as_ref().filter(|_| is_btrfs);
+    let said = volume.mount.as_ref().and_then(|m| m.options.as_deref()).unwrap_or_default();
+    // Subvolumes that were not made here, of what was preserved, are known by the layout's options only.
+    let own = said.split(',').find(|w| chooses(w)).filter(|_| is_btrfs && wanted.is_none());
     let right = match (&chosen[..], wanted) {
+        (words, None) if own.is_some() => matches!(words, [word] if same(word, own.unwrap_or_default())),
         ([], None) => true,
         // The top has the same number everywhere.
         ([word], None) => is_btrfs && ["subvolid=5", "subvol=/"].contains(word),
@@ -31,6 +47,9 @@ pub fn options(line: &Line, volume: &Volume) -> Option<String> {
     let mut words: Vec<String> = line.options.split(',').filter(|w| !chooses(w)).map(str::to_owned).collect();
     match wanted {
         Some(wanted) if chosen.is_empty() || !wanted.default => words.push(format!("subvol={}", wanted.name)),
+        None if own.is_some() => words.extend(own.map(str::to_owned)),
+        // What a mount of it shows, only its node knows.
+        None if volume.preserved => {}
         None if is_btrfs => words.push("subvolid=5".to_owned()),
         _ => {}
     }
@@ -58,7 +77,7 @@ pub fn replace_options(line: &str, new: &str) -> Option<String> {
 mod tests {
     use super::super::testing::Lab;
     use super::*;
-    use ka_layout::model::Subvolume;
+    use ka_layout::model::{Mount, Subvolume};
 
     fn volume(name: Option<&str>, default: bool) -> Volume {
         let mut volume = Lab::new().volumes[2].clone();
@@ -83,11 +102,20 @@ mod tests {
         assert_eq!(check("defaults", Some("@"), true), None, "the default needs no word");
         assert_eq!(check("subvol=@", None, false).unwrap(), "subvolid=5");
         assert_eq!(check("noexec,subvolid=5", None, false), None, "the top");
+        let mut kept = volume(None, false);
+        kept.preserved = true;
+        let line = |options| Line { spec: "UUID=x", dir: "/", kind: "btrfs", options };
+        assert_eq!(options(&line("subvol=@golden"), &kept).unwrap(), "defaults", "as it is mounted meanwhile");
+        kept.mount = Some(Mount { path: "/".into(), options: Some("noatime,subvol=@home".into()) });
+        assert_eq!(options(&line("noexec,subvol=/@home"), &kept), None);
+        assert_eq!(options(&line("noexec,subvol=@golden"), &kept).unwrap(), "noexec,subvol=@home");
+        assert_eq!(options(&line("defaults"), &kept).unwrap(), "defaults,subvol=@home");
         let mut plain = volume(None, false);
         plain.fs = Some(Fs::Ext4);
         let line = Line { spec: "UUID=x", dir: "/", kind: "ext4", options: "subvol=@" };
         assert_eq!(options(&line, &plain).unwrap(), "defaults");
         assert_eq!(check("defaults", None, false), None);
+        assert!(same("subvol=/", "subvolid=5") && same("subvol=/@", "subvol=@") && !same("subvol=@", "subvolid=5"));
     }
 
     #[test]

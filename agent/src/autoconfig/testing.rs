@@ -133,5 +133,6 @@ fn volume(path: Option<&str>, kind: &str, fs: Fs, number: u32, uuid: &str) -> Vo
         subvolume: None,
         layer: None,
         more_disks: Vec::new(),
+        preserved: false,
     }
 }

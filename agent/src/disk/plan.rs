@@ -4,6 +4,7 @@
 use super::choose::choose;
 use super::discover::Disk;
 use super::kept;
+use super::leftovers;
 use super::stack::{self, VolumePlan};
 use super::superblock::{self, Found};
 use anyhow::{Context, Result, bail, ensure};
@@ -215,6 +216,7 @@ pub(super) fn compute(layout: &Layout, disks: &[Disk], golden: &Golden) -> Resul
         ensure!(!partition.raw, "{text}: raw is not supported yet");
     }
     let chosen = choose(layout, disks)?;
+    leftovers::check_within(&chosen.iter().map(|i| &disks[*i]).collect::<Vec<_>>())?;
     let mut uuids = Uuids { golden, swaps_seen: 0 };
     let mut plans = Vec::new();
     for (i, index) in chosen.into_iter().enumerate() {

@@ -120,7 +120,9 @@ impl Plan {
 fn without_leftovers(plan: &Plan) -> Result<Vec<Disk>> {
     let now = discover()?;
     let is_planned = |d: &&Disk| plan.disks.iter().any(|p| p.disk.name == d.name) && d.in_use.is_empty();
-    let leftovers: Vec<_> = now.iter().filter(is_planned).flat_map(|d| d.leftovers.clone()).collect();
+    let planned: Vec<&Disk> = now.iter().filter(is_planned).collect();
+    leftovers::check_within(&planned)?;
+    let leftovers: Vec<_> = planned.iter().flat_map(|d| d.leftovers.clone()).collect();
     if leftovers.is_empty() {
         return Ok(now);
     }
@@ -436,6 +438,7 @@ impl Formatted {
                     subvolume: None,
                     layer: None,
                     more_disks: Vec::new(),
+                    preserved: plan.preserve,
                 };
                 mounted(&mut volumes, &volume, &plan.content);
             }
@@ -461,6 +464,7 @@ impl Formatted {
                 subvolume: None,
                 layer: Some(layer),
                 more_disks: disks.collect(),
+                preserved: false,
             };
             mounted(&mut volumes, &volume, &plan.content);
         }

@@ -1,6 +1,7 @@
 //! Discovery, driven with trees that look like the sysfs of real machines.
 
 use super::discover::{Disk, Roots, discover_at};
+use super::leftovers::check_within;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -203,6 +204,28 @@ fn idle_volumes_of_a_former_life_are_told_from_busy_ones() {
         ["the LVM volume vg-root (dm-1)", "the encrypted container crypt (dm-0)", "the array md127 (raid1)"],
         "what lies above comes first"
     );
+    // It may go with its disks, and with no others.
+    let base = "sys/devices/virtual/block";
+    for (above, below) in [
+        ("dm-1", "../../dm-0"),
+        ("dm-0", "../../md127"),
+        ("md127", "../../../../pci0000:00/0000:00:05.0/virtio2/block/vda/vda1"),
+    ] {
+        let slaves = machine.dir.path().join(base).join(above).join("slaves");
+        fs::create_dir(&slaves).unwrap();
+        symlink(below, slaves.join(below.rsplit('/').next().unwrap())).unwrap();
+    }
+    check_within(&[&machine.only()]).unwrap();
+    machine.disk("pci0000:00/0000:00:06.0/virtio3", "vdb", "254:16", &[]);
+    let slaves = machine.dir.path().join(base).join("md127/slaves");
+    symlink("../../../../pci0000:00/0000:00:06.0/virtio3/block/vdb", slaves.join("vdb")).unwrap();
+    machine.write("sys/block/vdb/holders/md127/x", "");
+    let disks = machine.disks();
+    check_within(&disks.iter().collect::<Vec<_>>()).unwrap();
+    let error = check_within(&[&disks[0]]).unwrap_err().to_string();
+    assert!(error.contains("is in use: the LVM volume vg-root (dm-1) lies on vdb too"), "{error}");
+    fs::remove_file(slaves.join("vdb")).unwrap();
+    fs::remove_file(machine.dir.path().join("sys/block/vdb")).unwrap();
     // Mounted, it is none; nor is what lies below it.
     machine.write("proc/self/mountinfo", "27 1 253:1 / /mnt rw - ext4 /dev/mapper/vg-root rw\n");
     let disk = machine.only();

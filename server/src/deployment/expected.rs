@@ -10,6 +10,9 @@ use ka_layout::order::{Policy, SshKeys};
 const PIECES: &[(&str, &str, &str, &str)] = &[
     ("fstab", "content", "/etc/fstab", "its own disks"),
     ("crypttab", "content", "/etc/crypttab{,.initramfs}", "its own disks"),
+    ("storage", "content,extra", "/etc/crypttab", "its own containers"),
+    ("storage", "content", "/etc/crypttab.initramfs", "its own containers"),
+    ("storage", "content,extra", "/etc/{mdadm/mdadm.conf,mdadm.conf}", "its own arrays"),
     ("hostname", "content,extra", "/etc/{hostname,hosts}", "its own name"),
     ("hostname", "content", "/etc/{mailname,postfix/main.cf,machine-info}", "its own name"),
     ("hostname", "content", "/etc/{HOSTNAME,sysconfig/network}", "its own name"),
@@ -87,7 +90,8 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
 pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
     let done = |piece: &str| {
         let kept = piece == "ssh-keys" && policy.ssh_keys == SshKeys::Keep;
-        !kept && !policy.skip.iter().any(|skipped| skipped == piece)
+        let picked = policy.only.is_empty() || policy.only.iter().any(|only| only == piece);
+        picked && !kept && !policy.skip.iter().any(|skipped| skipped == piece)
     };
     let mut list: Vec<Expected> = PIECES
         .iter()
@@ -102,8 +106,8 @@ pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
     }
     // Made where they are missing, for the programs that run in the clone.
     list.push(Expected::new("extra", "/{dev,proc,sys,run}", "mount points"));
-    for mount in layout.partitions.iter().filter_map(|partition| partition.mount.as_ref()) {
-        let path = escaped(mount.path.trim_end_matches('/'));
+    for mount in layout.mount_paths() {
+        let path = escaped(mount.trim_end_matches('/'));
         list.push(Expected::new("extra", format!("{path}/lost+found"), "made by mkfs"));
         // Each folder on the way to a mount point.
         for (at, _) in path.match_indices('/').skip(1) {
@@ -117,7 +121,7 @@ pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
 }
 
 /// A path as a glob that means it alone.
-fn escaped(path: &str) -> String {
+pub(super) fn escaped(path: &str) -> String {
     path.chars().fold(String::new(), |mut out, c| {
         match c {
             '*' | '?' | '[' | ']' | '{' | '}' | '\\' => out.extend(['[', c, ']']),
@@ -179,20 +183,28 @@ mod tests {
     fn lists_follow_the_policy_and_the_layout() {
         let text = "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n\
             [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/' }\n\
-            [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/srv/d' }\n";
+            [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/srv/d' }\n\
+            [[partition]]\nid = 'p'\ntype = 'linux-lvm'\nsize = '1G'\n[[vg]]\nname = 'v'\non = ['p']\n\
+            [[lv]]\nvg = 'v'\nname = 'b'\nsize = 'fill'\nformat = { fs = 'btrfs' }\n\
+            subvolumes = [{ name = '@', path = '/var/sub' }]\n";
         let layout = ka_layout::parse::parse(text).unwrap();
+        let keys = "/etc/ssh/ssh_host_*_key{,.pub}";
         let globs = |policy: &Policy| -> Vec<String> {
             of_a_clone(&layout, policy).into_iter().map(|expected| expected.glob).collect()
         };
         let all = globs(&Policy::default());
         for glob in
-            ["/etc/fstab", "/etc/ssh/ssh_host_*_key", "/lost+found", "/srv/d/lost+found", "/srv", "/srv/d"]
+            ["/etc/fstab", keys, "/etc/{mdadm/mdadm.conf,mdadm.conf}", "/lost+found", "/srv/d/lost+found", "/srv", "/var/sub"]
         {
             assert!(all.iter().any(|g| g == glob), "{glob}: {all:?}");
         }
         let policy = Policy { skip: vec!["fstab".to_owned()], ssh_keys: SshKeys::Keep, ..Policy::default() };
         let some = globs(&policy);
         assert!(!some.iter().any(|g| g == "/etc/fstab" || g.starts_with("/etc/ssh/")), "{some:?}");
+        let policy = Policy { only: vec!["hostname".to_owned()], ..Policy::default() };
+        let some = globs(&policy);
+        assert!(some.iter().any(|g| g == "/etc/{hostname,hosts}"), "{some:?}");
+        assert!(!some.iter().any(|g| g == "/etc/fstab" || g.ends_with("/EFI/**")), "{some:?}");
         for expected in of_a_clone(&layout, &Policy::default()) {
             assert_ne!(expected.allows, ka_archive::Allows::default(), "{}", expected.glob);
         }
