@@ -126,10 +126,10 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -
         label: fs.label.clone(),
         partuuid: fs.partuuid.clone(),
         partlabel: fs.partlabel.clone(),
-        mount: fs.path.clone().map(|path| Mount {
-            options: mounts.find(|m| m.path == path).and_then(|m| m.options),
-            path,
-        }),
+        mount: fs
+            .path
+            .clone()
+            .map(|path| Mount { options: mounts.find(|m| m.path == path).and_then(|m| m.options), path }),
         subvolume: subvolumes.find(|s| s.path.is_some() && s.path == fs.path).cloned(),
         layer: None,
         more_disks: Vec::new(),

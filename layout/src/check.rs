@@ -552,7 +552,10 @@ mount = { path = "/" }
         };
         assert_eq!(preserve("/home"), BTreeSet::new());
         let found = preserve("/");
-        assert!(found.len() == 1 && found.first().unwrap().contains("the golden tree is restored at /"), "{found:?}");
+        assert!(
+            found.len() == 1 && found.first().unwrap().contains("the golden tree is restored at /"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -44,9 +44,8 @@ pub fn efi_arch(machine: &str) -> Result<EfiArch> {
 /// The clone's EFI system partition and where it is mounted.
 pub fn esp<'a>(context: &'a Context) -> Result<(&'a Volume, &'a str)> {
     let mounted = context.volumes.iter().filter_map(|v| Some((v, v.mount.as_ref()?.path.as_str())));
-    let mut esps = mounted.filter(|(v, path)| {
-        v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ESPS.contains(path))
-    });
+    let mut esps =
+        mounted.filter(|(v, path)| v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ESPS.contains(path)));
     esps.next().context(
         "finding the EFI system partition: this node boots by UEFI and the layout mounts no vfat partition of type esp",
     )
@@ -137,11 +136,10 @@ pub fn install_bios(context: &Context) -> Result<Vec<Change>> {
              golden node"
         );
     }
-    let boot = context.boot_volume()?;
     let links = DevLinks::for_programs(context)?;
     let mut changes = Vec::new();
     // Every disk of an array: the machine boots from whichever is left.
-    for disk in std::iter::once(&boot.disk).chain(&boot.more_disks) {
+    for disk in context.boot_disks()? {
         context
             .run(program, &["--target=i386-pc", disk], LIMIT)
             .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
@@ -327,6 +325,20 @@ mod tests {
             ["grub2-install --target=i386-pc /dev/nvme0n1", "grub2-mkconfig -o /boot/grub2/grub.cfg"]
         );
         assert!(make_menu(&context).unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_disk_of_an_array_boots() {
+        let mut lab = Lab::new();
+        lab.firmware = Firmware::Bios;
+        lab.file("/usr/sbin/grub-install", "").file("/usr/lib/grub/i386-pc/x", "");
+        lab.volumes[2].more_disks = vec!["/dev/sdb".into()];
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert_eq!(install_bios(&context).unwrap().len(), 2);
+        assert_eq!(
+            context.ran(),
+            ["grub-install --target=i386-pc /dev/nvme0n1", "grub-install --target=i386-pc /dev/sdb"]
+        );
     }
 
     #[test]

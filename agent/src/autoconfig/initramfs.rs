@@ -23,7 +23,12 @@ impl Piece for Initramfs {
     fn apply(&self, context: &Context) -> Result<Vec<Change>> {
         let policy = context.order.policy.initramfs;
         let mut reasons = context.stale_initramfs.borrow().clone();
-        let disks: BTreeSet<&str> = context.volumes.iter().map(|v| v.disk.as_str()).collect();
+        let disks: BTreeSet<&str> = context
+            .volumes
+            .iter()
+            .flat_map(|v| v.more_disks.iter().chain([&v.disk]))
+            .map(String::as_str)
+            .collect();
         let needed = needed_modules(Path::new("/sys"), &disks, context);
         log::debug!("the node's disks need {needed:?}");
         let mut changes = Vec::new();

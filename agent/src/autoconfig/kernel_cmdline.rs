@@ -5,6 +5,7 @@
 use super::names::{Meaning, Spec, name_like};
 use super::{Change, Context, Piece};
 use anyhow::Result;
+use ka_layout::order::Layer;
 
 /// The piece.
 pub struct KernelCmdline;
@@ -118,9 +119,13 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
         "rd.lvm.vg" => {
             return Ok(dropped_if(!has_device(context, &format!("/dev/{value}/")) && !is_mapped(context)));
         }
-        "rd.md.uuid" => return Ok(dropped_if(!has_device(context, "/dev/md"))),
+        "rd.md.uuid" => return Ok(dropped_if(!has_array(context, value))),
         "rd.luks.uuid" | "rd.luks.name" | "cryptdevice" => {
-            return Ok(dropped_if(!has_container(context, value)));
+            return Ok(match opened(context, key, value) {
+                Some(words) if words == setting => Replacement::Keep,
+                Some(words) => Replacement::With(format!("{before}{words}")),
+                None => Replacement::Drop,
+            });
         }
         _ => return Ok(Replacement::Keep),
     }
@@ -159,13 +164,59 @@ fn has_logical_volume(context: &Context, name: &str) -> bool {
         || has_device(context, "/dev/dm-")
 }
 
-/// Whether the node has the encrypted container that `rd.luks.uuid=luks-UUID`, `rd.luks.name=UUID=name` or
-/// `cryptdevice=UUID=...:name` means.
-fn has_container(context: &Context, value: &str) -> bool {
+/// Whether the node has the array of this UUID; without that word all arrays are assembled.
+fn has_array(context: &Context, value: &str) -> bool {
+    let plain = |uuid: &str| uuid.replace([':', '-'], "").to_ascii_lowercase();
+    let mut layers = context.volumes.iter().filter_map(|v| v.layer.as_ref());
+    layers.any(|l| matches!(l, Layer::Raid { uuid, .. } if plain(uuid) == plain(value)))
+        || (!knows_layers(context) && has_device(context, "/dev/md"))
+}
+
+/// Whether this node's volumes say what they lie on.
+fn knows_layers(context: &Context) -> bool {
+    context.volumes.iter().any(|v| v.layer.is_some())
+}
+
+/// What `rd.luks.uuid=luks-UUID`, `rd.luks.name=UUID=name` or `cryptdevice=UUID=uuid:name` become where containers have
+/// new UUIDs: the node's container of that name, or its only one; `rd.luks.uuid`, which has no name, all of them. None
+/// where the node has no such container.
+fn opened(context: &Context, key: &str, value: &str) -> Option<String> {
     let device = value.split(':').next().unwrap_or_default();
     let uuid = device.strip_prefix("UUID=").unwrap_or(device);
-    let uuid = uuid.strip_prefix("luks-").unwrap_or(uuid).split('=').next().unwrap_or_default();
-    context.names().bearer(&Spec::Uuid(uuid.to_owned())).is_some() || is_mapped(context)
+    let bare = uuid.strip_prefix("luks-").unwrap_or(uuid).split('=').next().unwrap_or_default();
+    let is_here = context.names().bearer(&Spec::Uuid(bare.to_owned())).is_some();
+    if is_here || (!knows_layers(context) && is_mapped(context)) {
+        return Some(format!("{key}={value}"));
+    }
+    let mut containers: Vec<(&str, &str)> = Vec::new();
+    for volume in context.volumes {
+        if let Some(Layer::Luks { name, uuid, .. }) = &volume.layer
+            && !containers.contains(&(name, uuid))
+        {
+            containers.push((name, uuid));
+        }
+    }
+    let named = |name: &str| {
+        let only = (containers.len() == 1).then(|| containers[0]);
+        containers.iter().find(|(own, _)| *own == name).copied().or(only)
+    };
+    match key {
+        "rd.luks.uuid" => {
+            let prefix = if uuid.starts_with("luks-") { "luks-" } else { "" };
+            let words = containers.iter().map(|(_, uuid)| format!("rd.luks.uuid={prefix}{uuid}"));
+            Some(words.collect::<Vec<_>>().join(" ")).filter(|words| !words.is_empty())
+        }
+        "rd.luks.name" => {
+            let (name, uuid) = named(value.split_once('=')?.1)?;
+            Some(format!("rd.luks.name={uuid}={name}"))
+        }
+        _ => {
+            let mut fields = value.splitn(3, ':').skip(1);
+            let (name, uuid) = named(fields.next().unwrap_or_default())?;
+            let rest = fields.next().map(|options| format!(":{options}")).unwrap_or_default();
+            Some(format!("{key}=UUID={uuid}:{name}{rest}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +273,50 @@ mod tests {
         lab.file("/etc/kernel/cmdline", words);
         assert!(KernelCmdline.apply(&lab.context()).unwrap().is_empty());
         assert_eq!(lab.read("/etc/kernel/cmdline"), words);
+    }
+
+    #[test]
+    fn containers_and_arrays_of_this_node_have_their_own_uuids() {
+        let mut lab = Lab::new();
+        let luks = |name: &str, uuid: &str| {
+            Some(Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks".into() })
+        };
+        let becomes = |lab: &Lab, words: &str| {
+            let mut done = Vec::new();
+            let new = rewrite_text(&lab.context(), words, &mut done).unwrap();
+            assert_eq!(
+                rewrite_text(&lab.context(), &new, &mut Vec::new()).unwrap(),
+                new,
+                "a second run changes nothing"
+            );
+            new
+        };
+        lab.volumes[2].layer = luks("crypt", "1111");
+        assert_eq!(
+            becomes(
+                &lab,
+                "rd.luks.uuid=luks-dead rd.luks.name=dead=root cryptdevice=UUID=dead:root:discard rd.md.uuid=1:2 ro"
+            ),
+            "rd.luks.uuid=luks-1111 rd.luks.name=1111=crypt cryptdevice=UUID=1111:crypt:discard ro"
+        );
+        lab.volumes[1].layer = luks("swap", "2222");
+        assert_eq!(becomes(&lab, "rd.luks.uuid=dead ro"), "rd.luks.uuid=2222 rd.luks.uuid=1111 ro");
+        assert_eq!(
+            becomes(&lab, "rd.luks.name=dead=crypt rd.luks.name=dead=other ro"),
+            "rd.luks.name=1111=crypt ro"
+        );
+        let raid = |uuid: &str| Layer::Raid { name: "md0".into(), uuid: uuid.into(), metadata: "1.2".into() };
+        (lab.volumes[1].layer, lab.volumes[2].layer) =
+            (None, Some(raid("aaaaaaaa:bbbbbbbb:cccccccc:dddddddd")));
+        lab.volumes[2].device = "/dev/md0".into();
+        assert_eq!(
+            becomes(
+                &lab,
+                "rd.md.uuid=1:2:3:4 rd.md.uuid=AAAAAAAA:bbbbbbbb:cccccccc:dddddddd rd.luks.uuid=luks-dead ro"
+            ),
+            "rd.md.uuid=AAAAAAAA:bbbbbbbb:cccccccc:dddddddd ro",
+            "an old array would be waited for"
+        );
     }
 
     #[test]

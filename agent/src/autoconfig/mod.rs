@@ -150,6 +150,12 @@ impl<'a> Context<'a> {
         self.mounted_at("/boot").map_or_else(|| self.root_volume(), Ok)
     }
 
+    /// The disks that a BIOS may boot: all below `/boot`.
+    fn boot_disks(&self) -> Result<impl Iterator<Item = &String>> {
+        let boot = self.boot_volume()?;
+        Ok(std::iter::once(&boot.disk).chain(&boot.more_disks))
+    }
+
     fn initramfs_is_stale(&self, reason: String) {
         self.stale_initramfs.borrow_mut().push(reason);
     }

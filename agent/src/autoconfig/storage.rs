@@ -94,7 +94,8 @@ fn opener(context: &Context, layers: &[&Layer]) -> Option<Change> {
     const HOOKS: [&str; 2] =
         ["/usr/share/initramfs-tools/hooks/cryptroot", "/etc/initramfs-tools/hooks/cryptroot"];
     let encrypted = layers.iter().any(|l| matches!(l, Layer::Luks { .. }));
-    let debian = ["/usr/sbin/update-initramfs", "/sbin/update-initramfs"].iter().any(|p| context.root.exists(p));
+    let debian =
+        ["/usr/sbin/update-initramfs", "/sbin/update-initramfs"].iter().any(|p| context.root.exists(p));
     let lacks = encrypted && debian && !HOOKS.iter().any(|hook| context.root.exists(hook));
     lacks.then(|| {
         let what = "the initramfs cannot open encrypted volumes: if / lies on one, install cryptsetup-initramfs on the \
@@ -157,6 +158,7 @@ mod tests {
             "# x\na   UUID=1111  /etc/a.key luks\nother /dev/sda9 none nofail\nb UUID=2222 none luks,discard\n"
         );
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
+        drop(context);
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
         let spec = crate::autoconfig::names::Spec::Uuid("2222".into());
         assert!(
@@ -166,10 +168,16 @@ mod tests {
         // Arch's file for the initramfs may have it instead.
         lab.file(ARCH, "b UUID=bbbb none luks\n").file(CRYPTTAB, "a UUID=1111 none luks\n");
         assert_eq!(Storage.apply(&lab.context()).unwrap().len(), 1);
-        assert_eq!((lab.read(ARCH).as_str(), lab.read(CRYPTTAB).as_str()), ("b UUID=2222 none luks\n", "a UUID=1111 none luks\n"));
+        assert_eq!(
+            (lab.read(ARCH).as_str(), lab.read(CRYPTTAB).as_str()),
+            ("b UUID=2222 none luks\n", "a UUID=1111 none luks\n")
+        );
         lab.file("/usr/sbin/update-initramfs", "");
         let changes = Storage.apply(&lab.context()).unwrap();
-        assert!(changes.len() == 1 && changes[0].what.contains("install cryptsetup-initramfs"), "{changes:?}");
+        assert!(
+            changes.len() == 1 && changes[0].what.contains("install cryptsetup-initramfs"),
+            "{changes:?}"
+        );
         lab.file("/usr/share/initramfs-tools/hooks/cryptroot", "");
         assert!(Storage.apply(&lab.context()).unwrap().is_empty());
         // What the policy keeps is not said to be changed.

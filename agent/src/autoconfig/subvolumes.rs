@@ -105,7 +105,11 @@ mod tests {
         let mut kept = volume(None, false);
         kept.preserved = true;
         let line = |options| Line { spec: "UUID=x", dir: "/", kind: "btrfs", options };
-        assert_eq!(options(&line("subvol=@golden"), &kept).unwrap(), "defaults", "as it is mounted meanwhile");
+        assert_eq!(
+            options(&line("subvol=@golden"), &kept).unwrap(),
+            "defaults",
+            "as it is mounted meanwhile"
+        );
         kept.mount = Some(Mount { path: "/".into(), options: Some("noatime,subvol=@home".into()) });
         assert_eq!(options(&line("noexec,subvol=/@home"), &kept), None);
         assert_eq!(options(&line("noexec,subvol=@golden"), &kept).unwrap(), "noexec,subvol=@home");
@@ -115,7 +119,11 @@ mod tests {
         let line = Line { spec: "UUID=x", dir: "/", kind: "ext4", options: "subvol=@" };
         assert_eq!(options(&line, &plain).unwrap(), "defaults");
         assert_eq!(check("defaults", None, false), None);
-        assert!(same("subvol=/", "subvolid=5") && same("subvol=/@", "subvol=@") && !same("subvol=@", "subvolid=5"));
+        assert!(
+            same("subvol=/", "subvolid=5")
+                && same("subvol=/@", "subvol=@")
+                && !same("subvol=@", "subvolid=5")
+        );
     }
 
     #[test]

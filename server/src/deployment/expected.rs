@@ -193,9 +193,15 @@ mod tests {
             of_a_clone(&layout, policy).into_iter().map(|expected| expected.glob).collect()
         };
         let all = globs(&Policy::default());
-        for glob in
-            ["/etc/fstab", keys, "/etc/{mdadm/mdadm.conf,mdadm.conf}", "/lost+found", "/srv/d/lost+found", "/srv", "/var/sub"]
-        {
+        for glob in [
+            "/etc/fstab",
+            keys,
+            "/etc/{mdadm/mdadm.conf,mdadm.conf}",
+            "/lost+found",
+            "/srv/d/lost+found",
+            "/srv",
+            "/var/sub",
+        ] {
             assert!(all.iter().any(|g| g == glob), "{glob}: {all:?}");
         }
         let policy = Policy { skip: vec!["fstab".to_owned()], ssh_keys: SshKeys::Keep, ..Policy::default() };
