@@ -67,9 +67,12 @@ fn what_a_preserved_partition_holds_is_no_pieces_business() {
     random.iter().for_each(|file| {
         lab.file(file, "x");
     });
-    lab.file("/srv/lib/docker/x", "x").file("/srv/lib/docker/volumes/mine", "x").file("/var/log/x.log", "x");
+    lab.file("/srv/lib/docker/swarm/x", "x")
+        .file("/srv/lib/docker/swarm/own/mine", "x")
+        .file("/boot/efi/EFI/debian/y", "x")
+        .file("/var/log/x.log", "x");
     std::os::unix::fs::symlink("../srv/lib", lab.target.join("var/lib")).unwrap();
-    for (volume, path) in [(0, "/boot/efi"), (1, "/srv/lib/systemd"), (2, "/srv/lib/docker/volumes")] {
+    for (volume, path) in [(0, "/boot/efi"), (1, "/srv/lib/systemd"), (2, "/srv/lib/docker/swarm/own")] {
         let volume = &mut lab.volumes[volume];
         volume.mount = Some(ka_layout::model::Mount { path: path.into(), options: None });
         volume.preserved = true;
@@ -78,12 +81,12 @@ fn what_a_preserved_partition_holds_is_no_pieces_business() {
     lab.order.policy.wipe = vec!["docker".into()];
     apply_all(&lab.context(), PIECES).unwrap();
     assert!(lab.exists(random[0]) && lab.exists(random[1]) && !lab.exists(random[2]));
-    assert!(lab.exists("/srv/lib/docker/volumes/mine") && !lab.exists("/srv/lib/docker/x"));
+    assert!(lab.exists("/srv/lib/docker/swarm/own/mine") && !lab.exists("/srv/lib/docker/swarm/x"));
     // The boot loader's directory on the ESP is not kept.
     assert!(lab.context().root.write("/boot/efi/EFI/debian/x", b"x", 0o644).unwrap());
     lab.volumes.iter_mut().for_each(|v| v.preserved = false);
     apply_all(&lab.context(), PIECES).unwrap();
-    assert!(!lab.exists(random[0]) && !lab.exists(random[1]) && !lab.exists("/srv/lib/docker"));
+    assert!(!lab.exists(random[0]) && !lab.exists(random[1]) && !lab.exists("/srv/lib/docker/swarm"));
 }
 
 /// A small Debian with something for most pieces to do.

@@ -195,7 +195,9 @@ fn make_raid(
 
 /// What makes `lvm` see `devices` only, and do without udev and without files of its own.
 fn lvm_config(devices: &[&str]) -> String {
-    let accepted: String = devices.iter().map(|d| format!("\"a|^{d}$|\",")).collect();
+    // Names may hold `.` and `+`, which mean something in a pattern.
+    let literal = |device: &str| device.replace('.', "[.]").replace('+', "[+]");
+    let accepted: String = devices.iter().map(|d| format!("\"a|^{}$|\",", literal(d))).collect();
     format!(
         "devices {{ global_filter=[{accepted}\"r|.*|\"] use_devicesfile=0 obtain_device_list_from_udev=0 \
          external_device_info_source=\"none\" }} activation {{ udev_sync=0 udev_rules=0 monitoring=0 }} \
@@ -267,6 +269,7 @@ mod tests {
             config.contains("global_filter=[\"a|^/dev/sda2$|\",\"a|^/dev/md0$|\",\"r|.*|\"]"),
             "{config}"
         );
+        assert!(lvm_config(&["/dev/mapper/a.b+c"]).contains("a|^/dev/mapper/a[.]b[+]c$|"));
         assert_eq!(mapper_name("my-vg", "a-b"), "my--vg-a--b");
     }
 }

@@ -223,7 +223,36 @@ pub(super) fn compute(layout: &Layout, disks: &[Disk], golden: &Golden) -> Resul
         plans.push(plan_disk(layout, i, &disks[index], &mut uuids)?);
     }
     let volumes = stack::plan(layout, &plans, &mut uuids)?;
-    Ok(Plan { disks: plans, volumes })
+    let plan = Plan { disks: plans, volumes };
+    check_unique(&plan)?;
+    Ok(plan)
+}
+
+/// What is made bears no name of what is preserved: else the clone could take the one for the other.
+pub(super) fn check_unique(plan: &Plan) -> Result<()> {
+    let partitions = || plan.disks.iter().flat_map(|d| &d.partitions);
+    for kept in partitions().filter(|p| p.preserve) {
+        let number = kept.extent.number;
+        let uuid = kept.uuid().unwrap_or_default();
+        let made =
+            plan.contents().find(|c| c.format.as_ref().is_some_and(|f| f.uuid.eq_ignore_ascii_case(uuid)));
+        if let Some(made) = made {
+            let place = made.mounts.first().map_or("swap", |m| m.path.as_str());
+            bail!(
+                "preserve: the file system of partition {number} has the UUID {uuid}, which {place} is to get: say uuid = \
+                 \"new\" there"
+            );
+        }
+        let twin = partitions().find(|p| p.partuuid == kept.partuuid && p.extent.index != kept.extent.index);
+        if let Some(twin) = twin {
+            bail!(
+                "preserve: partition {number} has the UUID {}, which partition {} is to get",
+                kept.partuuid,
+                twin.extent.number
+            );
+        }
+    }
+    Ok(())
 }
 
 fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> Result<DiskPlan> {

@@ -1,7 +1,8 @@
 //! The plan, without any disk: messages for what does not fit or cannot boot, UUIDs, and what the plan looks like.
 
 use super::discover::{Disk, KernelPartition};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, check_unique, plan};
+use super::superblock::Found;
 use ka_layout::model::{Fs, Layout};
 use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
 
@@ -88,6 +89,29 @@ fn a_plan_shows_what_will_happen() {
          1       262144     16775167  7.87 GiB  linux              \
          ext4 99999999-2222-4333-8444-555555555555 at /\n"
     );
+}
+
+#[test]
+fn what_is_preserved_keeps_its_names_for_itself() {
+    let text = GPT.replace("size = \"fill\"", "size = \"2G\"")
+        + "[[partition]]\nnumber = 2\ntype = \"linux\"\nsize = \"fill\"\n";
+    let mut plan = planned(&text, disk(8), Firmware::Bios).unwrap();
+    check_unique(&plan).unwrap();
+    let kept = &mut plan.disks[0].partitions[3];
+    kept.preserve = true;
+    check_unique(&plan).unwrap();
+    let found = Found { fs: Fs::Ext4, uuid: ROOT.to_uppercase(), label: None, dirty: false };
+    plan.disks[0].partitions[3].found = Some(found);
+    let error = check_unique(&plan).unwrap_err().to_string();
+    assert!(
+        error.contains("partition 2 has the UUID 99999999-") && error.contains("which / is to get"),
+        "{error}"
+    );
+    let partuuid = plan.disks[0].partitions[2].partuuid.clone();
+    let kept = &mut plan.disks[0].partitions[3];
+    (kept.found, kept.partuuid) = (None, partuuid);
+    let error = check_unique(&plan).unwrap_err().to_string();
+    assert!(error.ends_with("which partition 1 is to get"), "{error}");
 }
 
 #[test]
