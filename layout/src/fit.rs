@@ -264,6 +264,10 @@ pub fn fit_keeping(
         let Some(kept) = kept.iter().find(|k| k.number == item.number) else {
             return Err(wrong(format!("preserve: the disk has no partition {}", item.number)));
         };
+        // It comes from the disk, which can say anything.
+        if kept.first > kept.last || kept.last >= geometry.bytes / sector {
+            return Err(wrong(format!("preserve: partition {} lies outside of the disk", item.number)));
+        }
         let bytes = (kept.last + 1 - kept.first) * sector;
         // What it takes of the MiB grid; it need not be aligned to it.
         let first = (kept.first * sector / MIB).max(1);

@@ -217,6 +217,20 @@ fn a_preserved_partition_may_reach_to_the_very_end() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
+    fn a_table_can_say_anything(first in prop_oneof![any::<u64>(), 0_u64..5_000_000], last in prop_oneof![any::<u64>(), 0_u64..5_000_000],
+        logical in any::<bool>()) {
+        let table = if logical { TableKind::Mbr } else { TableKind::Gpt };
+        let number = if logical { 5 } else { 1 };
+        let (keep, _) = preserved(number, "fill", 1, 2);
+        let place = Kept { number, first, last };
+        let fitted = fit_keeping(&layout(table, vec![keep, partition(None, "1M")]), 0, Geometry { bytes: G, sector: 512 }, &[place]);
+        if let Ok(fitted) = fitted {
+            prop_assert!(first <= last && last < G / 512);
+            prop_assert_eq!((fitted.extents[0].first, fitted.extents[0].last), (first, last));
+        }
+    }
+
+    #[test]
     fn nothing_comes_near_what_is_preserved(
         parts in proptest::collection::vec((proptest::option::weighted(0.5, (0_u64..300_000, 1_u64..300_000)), size()), 1..7),
         mbr in any::<bool>(),
