@@ -8,7 +8,6 @@ use crate::reception::{self, Broken, NextWave, Reception, Relay, Sink};
 use crate::session::{Session, Verdict, addresses, data_listener};
 use crate::target::Target;
 use crate::trust::Trust;
-use crate::verify_command::{self, VerifyArgs};
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_chain::control::{Purpose, Registration, ToServer};
@@ -34,7 +33,6 @@ enum Command {
     Receive(Receive),
     Deploy(Deploy),
     Disks(Disks),
-    Verify(VerifyArgs),
     Autoconfig(crate::dry_run::Args),
     Stage(Stage),
 }
@@ -131,7 +129,6 @@ pub fn run(args: &Args) -> Exit {
         Command::Receive(args) => receive(args),
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
-        Command::Verify(args) => verify_command::run(args),
         Command::Autoconfig(args) => crate::dry_run::run(args),
         Command::Stage(args) => stage(args),
     };

@@ -140,7 +140,7 @@ impl Expectations {
 }
 
 fn compiled(glob: &str) -> Result<globset::Glob, globset::Error> {
-    // `key{,.pub}` means both.
+    // `{,.pub}` means the name without an ending, too.
     GlobBuilder::new(glob).literal_separator(true).empty_alternates(true).build()
 }
 
@@ -207,9 +207,12 @@ mod tests {
             Expected::new("content", "/opt/{a,b/c}.{x,y}", "both"),
             Expected::new("content", "/odd[{]/{a,{b,c}}", "nested"),
             Expected::new("content", "/key{,.pub}", "keys"),
+            Expected::new("missing", "/etc/ssh/*_key{,.pub}", "keys"),
         ];
         let expectations = Expectations::new(list).unwrap();
         for (path, what, directory, reason) in [
+            ("etc/ssh/host_key", What::Missing, false, Some("keys")),
+            ("etc/ssh/host_key.pub", What::Missing, false, Some("keys")),
             ("etc/hostname", What::Content, false, Some("name")),
             ("etc/hostname", What::Extra, false, Some("name")),
             ("etc/hostname", What::Mode, false, None),

@@ -19,11 +19,6 @@ pub enum Error {
     /// A chunk did not open under the wave's key: it was damaged or forged.
     #[error("chunk {0} is damaged or forged: it does not open under the wave's key")]
     Seal(u64),
-    /// This processor seals a known message wrongly.
-    #[error(
-        "this processor computes AEGIS-256X2 wrongly; if it is emulated, leave out VAES (QEMU: -cpu max,vaes=off, or another model)"
-    )]
-    Cipher,
     /// What should be the header of a chunk is none.
     #[error("the header of a chunk is damaged: {0}")]
     Header(String),

@@ -2,7 +2,7 @@
 //! parent answers; then whole chunks flow down and acknowledgements up. Chunks are sealed already: the link only moves
 //! them. That both ends are who the server meant is shown by a Noise session with the link's secret ([`mod@noise`]).
 //!
-//! In clear go `KADATA04` and the id of the link (16 bytes), then the handshake: its first message holds the chunk that is
+//! In clear go `KADATA03` and the id of the link (16 bytes), then the handshake: its first message holds the chunk that is
 //! wanted next (8 bytes, little endian), the answer one byte, 0 welcome or 1 that chunk has left, and the oldest chunk
 //! held (8 bytes). Acknowledgements are frames of the session. The first message can be repeated by somebody who heard it,
 //! so nothing changes at the parent before the child's first acknowledgement has opened.
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 /// A handshake that takes longer is dropped.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// First bytes of a data connection, from the child.
-pub const HELLO: [u8; 8] = *b"KADATA04";
+pub const HELLO: [u8; 8] = *b"KADATA03";
 /// Send and receive buffers of data sockets; 1 MiB fixed was measured best.
 const SOCKET_BUFFER: usize = 1 << 20;
 /// Between the attempts to reach a parent at its several addresses.

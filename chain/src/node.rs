@@ -12,7 +12,7 @@ use crate::entrance::{Entrance, Guest, Refusal};
 use crate::link::{self, Dialled, HANDSHAKE, HELLO, LinkId};
 use crate::noise::Bounded;
 use crate::noise::link::LinkSession;
-use crate::seal::{self, Seal, Wave};
+use crate::seal::{Seal, Wave};
 use crate::sign::PublicKey;
 use crate::store::{Cursor, Store};
 use crate::stream::{EndRecord, StreamReader};
@@ -323,7 +323,7 @@ impl Node {
     /// shows in [`Handle::wait_end`].
     ///
     /// # Errors
-    /// When threads, descriptors or zstd cannot be set up, or the processor cannot be trusted with the cipher.
+    /// When threads, descriptors or zstd cannot be set up.
     pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
         let pool = Pool::within(config.limits.window, SPARE);
         let store = Store::new()?;
@@ -355,7 +355,6 @@ impl Node {
         pool: Pool,
         report: Reporter,
     ) -> Result<Self, Error> {
-        seal::check_cipher()?;
         let shared = Arc::new(Shared {
             store,
             commands: Mutex::default(),

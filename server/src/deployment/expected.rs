@@ -90,8 +90,8 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
 pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
     let done = |piece: &str| {
         let kept = piece == "ssh-keys" && policy.ssh_keys == SshKeys::Keep;
-        let picked = policy.only.is_empty() || policy.only.iter().any(|only| only == piece);
-        picked && !kept && !policy.skip.iter().any(|skipped| skipped == piece)
+        let named = |list: &[String]| list.iter().any(|name| name == piece);
+        !kept && !named(&policy.skip) && (policy.only.is_empty() || named(&policy.only))
     };
     let mut list: Vec<Expected> = PIECES
         .iter()
@@ -188,18 +188,18 @@ mod tests {
             [[lv]]\nvg = 'v'\nname = 'b'\nsize = 'fill'\nformat = { fs = 'btrfs' }\n\
             subvolumes = [{ name = '@', path = '/var/sub' }]\n";
         let layout = ka_layout::parse::parse(text).unwrap();
-        let keys = "/etc/ssh/ssh_host_*_key{,.pub}";
         let globs = |policy: &Policy| -> Vec<String> {
             of_a_clone(&layout, policy).into_iter().map(|expected| expected.glob).collect()
         };
         let all = globs(&Policy::default());
         for glob in [
             "/etc/fstab",
-            keys,
+            "/etc/ssh/ssh_host_*_key{,.pub}",
             "/etc/{mdadm/mdadm.conf,mdadm.conf}",
             "/lost+found",
             "/srv/d/lost+found",
             "/srv",
+            "/srv/d",
             "/var/sub",
         ] {
             assert!(all.iter().any(|g| g == glob), "{glob}: {all:?}");
@@ -207,10 +207,13 @@ mod tests {
         let policy = Policy { skip: vec!["fstab".to_owned()], ssh_keys: SshKeys::Keep, ..Policy::default() };
         let some = globs(&policy);
         assert!(!some.iter().any(|g| g == "/etc/fstab" || g.starts_with("/etc/ssh/")), "{some:?}");
-        let policy = Policy { only: vec!["hostname".to_owned()], ..Policy::default() };
-        let some = globs(&policy);
-        assert!(some.iter().any(|g| g == "/etc/{hostname,hosts}"), "{some:?}");
-        assert!(!some.iter().any(|g| g == "/etc/fstab" || g.ends_with("/EFI/**")), "{some:?}");
+        let policy = Policy { only: vec!["fstab".to_owned()], ..Policy::default() };
+        let only = globs(&policy);
+        assert!(
+            only.iter().any(|g| g == "/etc/fstab") && only.iter().any(|g| g == "/lost+found"),
+            "{only:?}"
+        );
+        assert!(!only.iter().any(|g| g == "/etc/machine-id" || g.starts_with("/boot")), "{only:?}");
         for expected in of_a_clone(&layout, &Policy::default()) {
             assert_ne!(expected.allows, ka_archive::Allows::default(), "{}", expected.glob);
         }
