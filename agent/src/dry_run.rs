@@ -132,6 +132,7 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -
             .map(|path| Mount { options: mounts.find(|m| m.path == path).and_then(|m| m.options), path }),
         subvolume: subvolumes.find(|s| s.path.is_some() && s.path == fs.path).cloned(),
         layer: None,
+        below: Vec::new(),
         more_disks: Vec::new(),
         preserved: false,
     })

@@ -241,6 +241,8 @@ pub struct Volume {
     pub subvolume: Option<crate::model::Subvolume>,
     /// What it is when it is no partition; then it has no number, and its disk is the first below it.
     pub layer: Option<Layer>,
+    /// What that lies on in turn, each once; disks and partitions are not among them.
+    pub below: Vec<Layer>,
     /// The other disks below it.
     pub more_disks: Vec<String>,
     /// It stood there before and was kept with its content, which is not the golden tree's.

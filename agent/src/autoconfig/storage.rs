@@ -1,13 +1,17 @@
 //! What the clone must know of the volumes that were made on this node: `/etc/crypttab` for encrypted containers, whose
 //! UUIDs are new on every node, and `mdadm.conf` for arrays. Its initramfs is built anew where it must find the root on them.
 
+use super::initramfs_tools::Builder;
 use super::{Change, Context, Piece, crypttab};
 use anyhow::Result;
-use ka_layout::order::Layer;
+use ka_layout::model::Fs;
+use ka_layout::order::{Layer, Volume};
 use std::collections::BTreeSet;
 
 /// Debian's place, and everybody else's.
 const MDADM: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
+/// Ka's own file, on a clone with dracut.
+const DRACUT: &str = "/etc/dracut.conf.d/ka-storage.conf";
 
 /// The piece.
 pub struct Storage;
@@ -26,12 +30,12 @@ impl Piece for Storage {
         }
         let mut changes = encrypted(context, &layers)?;
         changes.extend(arrays(context, &layers)?);
+        changes.extend(dracut(context)?);
         if changes.iter().any(|c| !c.warning) {
             context.initramfs_is_stale("the volumes of this node are new".into());
         } else if layers.iter().any(|l| matches!(l, Layer::Lvm { .. })) && !golden_has_lvm(context) {
             context.initramfs_is_stale("the golden node used no LVM".into());
         }
-        changes.extend(opener(context, &layers));
         Ok(changes)
     }
 }
@@ -89,19 +93,38 @@ fn written(context: &Context, path: &str, lines: &[String], done: Vec<Change>) -
     Ok(vec![Change::warning("storage", path, format!("kept by policy; else: {}", wanted.join("; ")))])
 }
 
-/// What the clone's initramfs needs to open its root, where a package of its own brings it.
-fn opener(context: &Context, layers: &[&Layer]) -> Option<Change> {
-    const HOOKS: [&str; 2] =
-        ["/usr/share/initramfs-tools/hooks/cryptroot", "/etc/initramfs-tools/hooks/cryptroot"];
-    let encrypted = layers.iter().any(|l| matches!(l, Layer::Luks { .. }));
-    let debian =
-        ["/usr/sbin/update-initramfs", "/sbin/update-initramfs"].iter().any(|p| context.root.exists(p));
-    let lacks = encrypted && debian && !HOOKS.iter().any(|hook| context.root.exists(hook));
-    lacks.then(|| {
-        let what = "the initramfs cannot open encrypted volumes: if / lies on one, install cryptsetup-initramfs on the \
-                    golden node";
-        Change::warning("storage", "/usr/share/initramfs-tools/hooks", what)
-    })
+/// dracut assembles nothing that its command line does not name: what `/` and swap lie on goes into its configuration.
+fn dracut(context: &Context) -> Result<Vec<Change>> {
+    let has_dracut = Builder::find(context) == Some(Builder::Dracut);
+    let needed = context.volumes.iter().filter(|v| is_root(v) || v.fs == Some(Fs::Swap));
+    let mut words: Vec<String> = Vec::new();
+    for layer in needed.flat_map(|v| v.layer.iter().chain(&v.below)).filter(|_| has_dracut) {
+        let word = match layer {
+            Layer::Raid { uuid, .. } => format!("rd.md.uuid={uuid}"),
+            Layer::Luks { uuid, .. } => format!("rd.luks.uuid={uuid}"),
+            Layer::Lvm { group, name } => format!("rd.lvm.lv={group}/{name}"),
+        };
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    if words.is_empty() {
+        let what = "what the golden node's root lay on is not on this one";
+        let removed = context.root.exists(DRACUT) && context.root.remove(DRACUT)?;
+        return Ok(removed.then(|| Change::new("storage", DRACUT, what)).into_iter().collect());
+    }
+    let words = words.join(" ");
+    let text =
+        format!("# Written by ka: what the root file system lies on.\nkernel_cmdline+=\" {words} \"\n");
+    if context.root.read_text(DRACUT)?.as_deref() == Some(&text) {
+        return Ok(Vec::new());
+    }
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    written(context, DRACUT, &lines, vec![Change::new("storage", DRACUT, format!("now: {words}"))])
+}
+
+fn is_root(volume: &Volume) -> bool {
+    volume.mount.as_ref().is_some_and(|m| m.path == "/")
 }
 
 /// `ARRAY` lines of mdadm.conf: the golden node's arrays are not this node's.
@@ -172,14 +195,6 @@ mod tests {
             (lab.read(ARCH).as_str(), lab.read(CRYPTTAB).as_str()),
             ("b UUID=2222 none luks\n", "a UUID=1111 none luks\n")
         );
-        lab.file("/usr/sbin/update-initramfs", "");
-        let changes = Storage.apply(&lab.context()).unwrap();
-        assert!(
-            changes.len() == 1 && changes[0].what.contains("install cryptsetup-initramfs"),
-            "{changes:?}"
-        );
-        lab.file("/usr/share/initramfs-tools/hooks/cryptroot", "");
-        assert!(Storage.apply(&lab.context()).unwrap().is_empty());
         // What the policy keeps is not said to be changed.
         lab.order.policy.keep = vec![CRYPTTAB.into()];
         lab.file(CRYPTTAB, "a UUID=aaaa none luks\n");
@@ -211,6 +226,41 @@ mod tests {
             "HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md/root metadata=1.2 UUID=1:2:3:4\n"
         );
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
+    fn dracut_is_told_what_to_assemble() {
+        let mut lab = Lab::new();
+        lab.volumes[2].layer = Some(Layer::Lvm { group: "vg0".into(), name: "root".into() });
+        lab.volumes[2].device = "/dev/mapper/vg0-root".into();
+        let raid = Layer::Raid { name: "md0".into(), uuid: "1:2:3:4".into(), metadata: "1.2".into() };
+        lab.volumes[2].below = vec![luks("crypt", "1111"), raid.clone()];
+        // As on a real node, each of them is a volume too.
+        for layer in lab.volumes[2].below.clone() {
+            let volume = Volume { layer: Some(layer), ..lab.volumes[1].clone() };
+            lab.volumes.push(Volume { fs: None, uuid: None, below: vec![raid.clone()], ..volume });
+        }
+        lab.volumes[4].below.clear();
+        Storage.apply(&lab.context()).unwrap();
+        assert!(!lab.exists(DRACUT), "there is no dracut");
+        lab.file("/usr/bin/dracut", "");
+        let context = lab.context();
+        assert_eq!(Storage.apply(&context).unwrap().len(), 1);
+        assert_eq!(context.stale_initramfs.borrow().len(), 1);
+        drop(context);
+        let now = lab.read(DRACUT);
+        assert!(
+            now.ends_with("kernel_cmdline+=\" rd.lvm.lv=vg0/root rd.luks.uuid=1111 rd.md.uuid=1:2:3:4 \"\n"),
+            "{now}"
+        );
+        assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+        let cmdline = &super::super::kernel_cmdline::KernelCmdline;
+        assert!(cmdline.apply(&lab.context()).unwrap().is_empty(), "all of it is on this node");
+        // The next generation may lie on a plain partition.
+        lab.volumes.truncate(3);
+        (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
+        Storage.apply(&lab.context()).unwrap();
+        assert!(!lab.exists(DRACUT));
     }
 
     #[test]

@@ -132,6 +132,7 @@ fn volume(path: Option<&str>, kind: &str, fs: Fs, number: u32, uuid: &str) -> Vo
         mount: path.map(|path| Mount { path: path.into(), options: None }),
         subvolume: None,
         layer: None,
+        below: Vec::new(),
         more_disks: Vec::new(),
         preserved: false,
     }

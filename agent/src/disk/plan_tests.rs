@@ -4,7 +4,7 @@ use super::discover::{Disk, KernelPartition};
 use super::plan::{Plan, check_unique, plan};
 use super::superblock::Found;
 use ka_layout::model::{Fs, Layout};
-use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
+use ka_layout::order::{Firmware, Golden, GoldenFs, Layer, Used};
 
 const GPT: &str = r#"version = 1
 [[disk]]
@@ -333,6 +333,13 @@ fn volumes_are_planned_on_what_they_lie_on() {
     let kinds: Vec<(usize, Vec<usize>)> =
         plan.volumes.iter().map(|v| (v.below.len(), v.disks.clone())).collect();
     assert_eq!(kinds, [(2, vec![0, 1]), (1, vec![0, 1]), (1, vec![0, 1]), (1, vec![0, 1])]);
+    let below: Vec<String> = super::stack::layers_below(&plan.volumes, &plan.volumes[3])
+        .into_iter()
+        .map(|layer| match layer {
+            Layer::Raid { name, .. } | Layer::Luks { name, .. } | Layer::Lvm { name, .. } => name,
+        })
+        .collect();
+    assert_eq!(below, ["crypt", "md0"]);
     let error = tall(TALL, 8).unwrap_err();
     let expected =
         "the golden tree needs 8.00 GiB in /, but [[lv]] `vg0/root` (7.96 GiB of ext4) holds only ";

@@ -93,6 +93,23 @@ impl VolumePlan {
     }
 }
 
+/// The layers that `top` lies on, each once, what is nearer to it first.
+pub(super) fn layers_below(volumes: &[VolumePlan], top: &VolumePlan) -> Vec<Layer> {
+    let mut found: Vec<Layer> = Vec::new();
+    let mut next: Vec<Base> = top.below.clone();
+    // Nothing lies on itself, and each thing carries one other, so this ends.
+    while !next.is_empty() {
+        let plans: Vec<&VolumePlan> = volumes.iter().filter(|v| next.contains(&v.base)).collect();
+        for layer in plans.iter().filter_map(|p| p.layer()) {
+            if !found.contains(&layer) {
+                found.push(layer);
+            }
+        }
+        next = plans.iter().flat_map(|p| p.below.clone()).collect();
+    }
+    found
+}
+
 /// As mdadm writes the UUID of an array.
 pub fn raid_uuid(uuid: Uuid) -> String {
     let text = uuid.simple().to_string();

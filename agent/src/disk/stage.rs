@@ -4,7 +4,7 @@
 use super::assemble::{self, Assembled, Keys};
 use super::discover::{Disk, KernelPartition, discover, kernel_partitions};
 use super::plan::{ContentPlan, DiskPlan, PartitionPlan, Plan};
-use super::stack::VolumePlan;
+use super::stack::{self, VolumePlan};
 use super::wipe::{self, Area};
 use super::{btrfs, gpt_table, kept, leftovers, mbr_table, mkfs, superblock};
 use anyhow::{Context, Result, bail, ensure};
@@ -437,6 +437,7 @@ impl Formatted {
                     mount: None,
                     subvolume: None,
                     layer: None,
+                    below: Vec::new(),
                     more_disks: Vec::new(),
                     preserved: plan.preserve,
                 };
@@ -463,6 +464,7 @@ impl Formatted {
                 mount: None,
                 subvolume: None,
                 layer: Some(layer),
+                below: stack::layers_below(&self.volumes, plan),
                 more_disks: disks.collect(),
                 preserved: false,
             };

@@ -13,6 +13,7 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
     ("storage", "content,extra", "/etc/crypttab", "its own containers"),
     ("storage", "content", "/etc/crypttab.initramfs", "its own containers"),
     ("storage", "content,extra", "/etc/{mdadm/mdadm.conf,mdadm.conf}", "its own arrays"),
+    ("storage", "all", "/etc/dracut.conf.d/ka-storage.conf", "what its root lies on"),
     ("hostname", "content,extra", "/etc/{hostname,hosts}", "its own name"),
     ("hostname", "content", "/etc/{mailname,postfix/main.cf,machine-info}", "its own name"),
     ("hostname", "content", "/etc/{HOSTNAME,sysconfig/network}", "its own name"),
