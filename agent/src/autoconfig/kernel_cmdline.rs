@@ -3,7 +3,7 @@
 //! entries are rewritten by the same rules; `grub.cfg` itself is made anew when it names what is not here.
 
 use super::names::{Meaning, Spec, name_like};
-use super::{Change, Context, Piece};
+use super::{Change, Context, Piece, subvolumes};
 use anyhow::Result;
 use ka_layout::order::Layer;
 
@@ -73,11 +73,19 @@ pub fn rewrite_text(context: &Context, text: &str, done: &mut Vec<String>) -> Re
 pub fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<String> {
     let is_gap = |c: char| c.is_ascii_whitespace() || c == '"' || c == '\'';
     let mut out = String::with_capacity(line.len());
+    // A root that lies in a subvolume now, and did not before.
+    let mut flags = subvolumes::root_choice(context).filter(|_| !line.contains("rootflags="));
     for piece in line.split_inclusive(is_gap) {
         let word = piece.trim_end_matches(is_gap);
-        let end = &piece[word.len()..];
+        let mut end = &piece[word.len()..];
+        let with_flags = word.strip_prefix("root=").and_then(|_| flags.take()).map(|choice| {
+            let whole = format!(" rootflags={choice}{end}");
+            done.push(format!("rootflags={choice} added"));
+            whole
+        });
+        end = with_flags.as_deref().unwrap_or(end);
         match replacement(context, word)? {
-            Replacement::Keep => out.push_str(piece),
+            Replacement::Keep => out.extend([word, end]),
             Replacement::Drop => {
                 done.push(format!("{word} dropped"));
                 // The blank before it goes when a quote or the line's end follows, else the one behind it.
@@ -112,6 +120,13 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
     let dropped_if = |lost: bool| if lost { Replacement::Drop } else { Replacement::Keep };
     match key {
         "root" | "resume" => {}
+        "rootflags" | "rootfstype" => {
+            return Ok(match subvolumes::root_words(context, key, value) {
+                Some(words) if words == value => Replacement::Keep,
+                Some(words) => Replacement::With(format!("{before}{key}={words}")),
+                None => Replacement::Drop,
+            });
+        }
         // Where to find a file in a swap space is worth nothing in another one.
         "resume_offset" => return Ok(dropped_if(context.names().swaps().next().is_none())),
         // What dracut and mkinitcpio are to assemble before the root can be mounted; they wait for it.
@@ -317,6 +332,55 @@ mod tests {
             "rd.md.uuid=AAAAAAAA:bbbbbbbb:cccccccc:dddddddd ro",
             "an old array would be waited for"
         );
+    }
+
+    #[test]
+    fn the_root_is_mounted_by_its_own_subvolume() {
+        let mut lab = Lab::new();
+        let becomes = |lab: &Lab, words: &str| {
+            let new = rewrite_text(&lab.context(), words, &mut Vec::new()).unwrap();
+            let again = rewrite_text(&lab.context(), &new, &mut Vec::new()).unwrap();
+            assert_eq!(again, new, "a second run changes nothing");
+            new
+        };
+        assert_eq!(becomes(&lab, "root=LABEL=label3 rootflags=subvol=root ro"), "root=LABEL=label3 ro");
+        assert_eq!(
+            becomes(&lab, "rootfstype=ext4 rootflags=data=journal"),
+            "rootfstype=ext4 rootflags=data=journal"
+        );
+        lab.volumes[2].fs = Some(Fs::Btrfs);
+        let subvolume = |default| ka_layout::model::Subvolume {
+            name: "@".into(),
+            path: Some("/".into()),
+            options: None,
+            default,
+        };
+        lab.volumes[2].subvolume = Some(subvolume(false));
+        assert_eq!(
+            becomes(&lab, "root=LABEL=label3\nrootfstype=ext4 rootflags=data=journal\n"),
+            "root=LABEL=label3 rootflags=subvol=@\nrootfstype=btrfs rootflags=subvol=@\n"
+        );
+        assert_eq!(
+            becomes(&lab, "A=\"root=LABEL=label3\"\n"),
+            "A=\"root=LABEL=label3 rootflags=subvol=@\"\n"
+        );
+        lab.order.golden.filesystems[0].fs = Fs::Btrfs;
+        let mut check = |default, words: &str, wanted: &str| {
+            lab.volumes[2].subvolume = Some(subvolume(default));
+            assert_eq!(becomes(&lab, words), wanted);
+        };
+        check(
+            false,
+            "root=LABEL=label3 rootflags=subvol=/@,ssd",
+            "root=LABEL=label3 rootflags=subvol=/@,ssd",
+        );
+        check(
+            false,
+            "root=LABEL=label3 rootflags=ssd,subvolid=256",
+            "root=LABEL=label3 rootflags=ssd,subvol=@",
+        );
+        check(true, "root=LABEL=label3 rootflags=subvol=root ro", "root=LABEL=label3 ro");
+        check(true, "root=LABEL=label3 ro", "root=LABEL=label3 ro");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which subvolume of a btrfs a line of fstab mounts: names hold on a clone, numbers (`subvolid=`) do not, and a line whose
 //! mount point is another subvolume by the layout, or none, is set right.
 
+use super::Context;
 use super::fstab::Line;
 use ka_layout::model::Fs;
 use ka_layout::order::Volume;
@@ -58,6 +59,34 @@ pub fn options(line: &Line, volume: &Volume) -> Option<String> {
         words.push("defaults".into());
     }
     Some(words.join(","))
+}
+
+/// The option by which the root file system's subvolume is mounted; none where a mount without it shows what is wanted.
+pub fn root_choice(context: &Context) -> Option<String> {
+    let root = context.mounted_at("/").filter(|v| v.fs == Some(Fs::Btrfs))?;
+    root.subvolume.as_ref().filter(|s| !s.default).map(|s| format!("subvol={}", s.name))
+}
+
+/// What the value of `rootflags=` or `rootfstype=` on a kernel command line must be; none when the word must go.
+pub fn root_words(context: &Context, key: &str, value: &str) -> Option<String> {
+    let Some(root) = context.mounted_at("/") else { return Some(value.to_owned()) };
+    let golden = context.order.golden.filesystems.iter().find(|fs| fs.path.as_deref() == Some("/"));
+    let is_other = golden.is_some_and(|golden| root.fs != Some(golden.fs));
+    if key == "rootfstype" {
+        return if is_other { root.fs.map(|fs| fs.name().to_owned()) } else { Some(value.to_owned()) };
+    }
+    let choice = root_choice(context);
+    let names = root.subvolume.as_ref().map(|s| format!("subvol={}", s.name));
+    // What another kind of file system was told means nothing to this one.
+    let mut words: Vec<&str> = value.split(',').filter(|w| !is_other || chooses(w)).collect();
+    let is_right = |w: &&str| names.as_ref().is_some_and(|name| same(w, name));
+    let chosen: Vec<&str> = words.iter().copied().filter(|w| chooses(w)).collect();
+    if chosen.len() != 1 || !chosen.iter().all(|w| is_right(w) && w.starts_with("subvol=")) {
+        words.retain(|w| !chooses(w));
+        words.extend(choice.as_deref());
+    }
+    words.retain(|w| !w.is_empty());
+    Some(words.join(",")).filter(|words| !words.is_empty())
 }
 
 /// `line` with its options, the fourth field, replaced; all else stays in place.
