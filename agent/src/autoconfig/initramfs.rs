@@ -123,7 +123,7 @@ fn root_modules(context: &Context) -> BTreeSet<String> {
 }
 
 /// What the root file system lies on.
-fn root_layers(context: &Context) -> impl Iterator<Item = &Layer> {
+fn root_layers<'c>(context: &'c Context<'_>) -> impl Iterator<Item = &'c Layer> {
     context.mounted_at("/").into_iter().flat_map(|v| v.layer.iter().chain(&v.below))
 }
 
