@@ -13,6 +13,7 @@ use argh::FromArgs;
 use ka_chain::control::{Purpose, Registration, ToServer};
 use ka_cli::exit::Exit;
 use ka_cli::units::parse_time;
+use ka_layout::order::{Golden, Secret};
 use log::LevelFilter;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ enum Command {
     Deploy(Deploy),
     Disks(Disks),
     Autoconfig(crate::dry_run::Args),
+    Stage(Stage),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -104,6 +106,22 @@ struct Disks {
     layout: Option<PathBuf>,
 }
 
+/// make what a layout says on this machine's disks, empty, and close it again: a rehearsal of an installation without a
+/// server. Everything on the disks is lost
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "stage")]
+struct Stage {
+    /// the layout file
+    #[argh(option, arg_name = "FILE")]
+    layout: PathBuf,
+    /// keys of its encrypted volumes: VOLUME.key in this directory
+    #[argh(option, arg_name = "DIR")]
+    keys: Option<PathBuf>,
+    /// yes, everything on the disks may go
+    #[argh(switch)]
+    yes: bool,
+}
+
 /// Runs a command.
 #[must_use]
 pub fn run(args: &Args) -> Exit {
@@ -112,6 +130,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
         Command::Autoconfig(args) => crate::dry_run::run(args),
+        Command::Stage(args) => stage(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");
@@ -281,6 +300,51 @@ fn disks(args: &Disks) -> Result<Exit> {
         }
     };
     print!("{}", disk::show_disks(layout.as_ref())?);
+    Ok(Exit::Done)
+}
+
+fn stage(args: &Stage) -> Result<Exit> {
+    logger::install(LevelFilter::Info);
+    let text = std::fs::read_to_string(&args.layout)
+        .with_context(|| format!("reading {}", args.layout.display()))?;
+    let layout = ka_layout::parse::parse(&text).with_context(|| args.layout.display().to_string())?;
+    let disks = disk::discover().context("looking at the disks")?;
+    let plan =
+        disk::plan(&layout, &disks, &Golden::default(), facts::firmware()).context("planning the disks")?;
+    print!("{plan}");
+    if !args.yes {
+        eprintln!(
+            "ka-agent: refused: everything that is not preserved would be lost; say --yes if that is meant"
+        );
+        return Ok(Exit::Refused);
+    }
+    let mut keys = disk::assemble::Keys::new();
+    for luks in &layout.luks {
+        let folder = args.keys.as_ref().with_context(|| format!("--keys DIR: {} needs one", luks.name))?;
+        let path = folder.join(format!("{}.key", luks.name));
+        let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text = text.strip_suffix(b"\n").unwrap_or(&text);
+        keys.insert(luks.name.clone(), Secret::new(text.to_vec()));
+    }
+    let target = std::path::Path::new("/run/ka/stage");
+    std::fs::create_dir_all(target).with_context(|| format!("making {}", target.display()))?;
+    let record = std::path::Path::new(disk::RECORD);
+    let staged = plan.partition(record, &keys).and_then(|partitioned| {
+        let mut formatted = partitioned.format(target)?;
+        for volume in formatted.volumes() {
+            let Some(mount) = &volume.mount else { continue };
+            let place = target.join(mount.path.trim_start_matches('/')).join("ka-stage");
+            std::fs::write(&place, &mount.path).with_context(|| format!("writing {}", place.display()))?;
+            println!("{} is {}", mount.path, volume.device);
+        }
+        formatted.commit_table()?;
+        formatted.finish()
+    });
+    if let Err(error) = staged {
+        disk::clear_listed(record).context("making the disks unbootable")?;
+        return Err(error);
+    }
+    println!("staged: everything was made, mounted, written to, closed and read back");
     Ok(Exit::Done)
 }
 

@@ -7,7 +7,7 @@ use crate::init::facts;
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_cli::exit::Exit;
-use ka_layout::model::{Fs, Mount};
+use ka_layout::model::{Fs, Layout, Mount};
 use ka_layout::order::{Golden, GoldenFs, Identity, InstallOrder, Policy, Volume};
 use ka_layout::pieces::{PIECES, WIPES};
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ pub fn run(args: &Args) -> Result<Exit> {
     let volumes = golden
         .filesystems
         .iter()
-        .map(|fs| volume(fs, Path::new("/sys/class/block"), args.new_uuids))
+        .map(|fs| volume(fs, Path::new("/sys/class/block"), args.new_uuids, &captured.layout))
         .collect::<Result<Vec<_>>>()?;
     let order = InstallOrder {
         deployment: "dry-run".into(),
@@ -88,6 +88,7 @@ pub fn run(args: &Args) -> Result<Exit> {
             ..Policy::default()
         },
         hooks: Vec::new(),
+        keys: BTreeMap::new(),
     };
     let nic: Option<&Nic> = None;
     let context = Autoconfig::new(&root, &order, &volumes, facts::firmware(), nic)?.dry();
@@ -98,7 +99,7 @@ pub fn run(args: &Args) -> Result<Exit> {
 }
 
 /// The node's volume that a golden file system becomes.
-fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool) -> Result<Volume> {
+fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -> Result<Volume> {
     let name = fs.device.trim_start_matches("/dev/");
     let sysfs = class_block.join(name);
     let place = sysfs.canonicalize().with_context(|| format!("finding {} in sysfs", fs.device))?;
@@ -113,6 +114,8 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool) -> Result<Volume> 
     } else {
         fs.uuid.clone()
     };
+    let mut subvolumes = layout.contents().flat_map(|c| c.subvolumes);
+    let mut mounts = layout.contents().filter(|_| fs.fs == Fs::Btrfs).flat_map(|c| c.mounts());
     Ok(Volume {
         device: fs.device.clone(),
         disk: format!("/dev/{disk}"),
@@ -123,7 +126,15 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool) -> Result<Volume> 
         label: fs.label.clone(),
         partuuid: fs.partuuid.clone(),
         partlabel: fs.partlabel.clone(),
-        mount: fs.path.clone().map(|path| Mount { path, options: None }),
+        mount: fs
+            .path
+            .clone()
+            .map(|path| Mount { options: mounts.find(|m| m.path == path).and_then(|m| m.options), path }),
+        subvolume: subvolumes.find(|s| s.path.is_some() && s.path == fs.path).cloned(),
+        layer: None,
+        below: Vec::new(),
+        more_disks: Vec::new(),
+        preserved: false,
     })
 }
 
@@ -159,12 +170,23 @@ mod tests {
             partuuid: None,
             partlabel: None,
         };
-        let found = volume(&fs, &class, false).unwrap();
+        let mut layout = Layout::default();
+        let found = volume(&fs, &class, false, &layout).unwrap();
         assert_eq!((found.disk.as_str(), found.number, found.kind.as_str()), ("/dev/nvme0n1", 2, "esp"));
         assert_eq!(found.uuid.as_deref(), Some("ABCD-1234"));
-        let renewed = volume(&fs, &class, true).unwrap().uuid.unwrap();
+        let renewed = volume(&fs, &class, true, &layout).unwrap().uuid.unwrap();
         assert!(renewed.len() == 9 && renewed != "ABCD-1234", "{renewed}");
-        assert!(volume(&GoldenFs { device: "/dev/none".into(), ..fs }, &class, false).is_err());
+        assert!(
+            volume(&GoldenFs { device: "/dev/none".into(), ..fs.clone() }, &class, false, &layout).is_err()
+        );
+        // A subvolume that was captured is the node's too.
+        let text = "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n[[partition]]\ntype = 'linux'\nsize = 'fill'\n\
+            format = { fs = 'btrfs' }\nsubvolumes = [{ name = '@', path = '/' }]\n";
+        layout = ka_layout::parse::parse(text).unwrap();
+        let fs = GoldenFs { path: Some("/".into()), fs: Fs::Btrfs, ..fs };
+        let found = volume(&fs, &class, false, &layout).unwrap();
+        assert_eq!(found.subvolume.unwrap().name, "@");
+        assert_eq!(found.mount.unwrap().options.as_deref(), Some("subvol=@"));
     }
 
     #[test]

@@ -207,7 +207,7 @@ fn run(
         return Err(DryRun.into());
     }
     let record = Path::new(disk::RECORD);
-    let result = plan.partition(record).context("partitioning").and_then(|partitioned| {
+    let result = plan.partition(record, &order.keys).context("partitioning").and_then(|partitioned| {
         steps.begin("format");
         let formatted = partitioned.format(Path::new(TARGET)).context("making file systems")?;
         fill(steps, machine, session, listener, relay, &order, formatted)

@@ -206,6 +206,7 @@ mod tests {
             Expected::new("extra", "/lost+found", "mkfs"),
             Expected::new("content", "/opt/{a,b/c}.{x,y}", "both"),
             Expected::new("content", "/odd[{]/{a,{b,c}}", "nested"),
+            Expected::new("content", "/key{,.pub}", "keys"),
             Expected::new("missing", "/etc/ssh/*_key{,.pub}", "keys"),
         ];
         let expectations = Expectations::new(list).unwrap();
@@ -236,6 +237,9 @@ mod tests {
             ("opt", What::Mtime, true, Some("both")),
             ("opt/a", What::Mtime, true, None),
             ("odd{/c", What::Content, false, Some("nested")),
+            ("key", What::Content, false, Some("keys")),
+            ("key.pub", What::Content, false, Some("keys")),
+            ("key.old", What::Content, false, None),
         ] {
             assert_eq!(expectations.reason(path.as_bytes(), what, directory), reason, "{path} {what:?}");
         }

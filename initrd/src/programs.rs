@@ -26,6 +26,8 @@ enum Need {
     Always,
     /// Needed when the root uses this kind of file system.
     For(&'static str),
+    /// Nodes cannot be given these volumes without it.
+    Volumes(&'static str),
     /// Good to have.
     Comfort,
 }
@@ -43,6 +45,22 @@ const PROGRAMS: &[Wanted] = &[
     Wanted { name: "mkfs.xfs", package: "xfsprogs", need: Need::For("xfs"), links: &[] },
     Wanted { name: "mkfs.btrfs", package: "btrfs-progs", need: Need::For("btrfs"), links: &[] },
     Wanted { name: "mkfs.vfat", package: "dosfstools", need: Need::For("vfat"), links: &["mkfs.fat"] },
+    // It makes subvolumes.
+    Wanted { name: "btrfs", package: "btrfs-progs", need: Need::For("btrfs"), links: &[] },
+    Wanted { name: "lvm", package: "lvm2", need: Need::Volumes("LVM volumes"), links: &[] },
+    Wanted {
+        name: "dmsetup",
+        package: "dmsetup",
+        need: Need::Volumes("disks that hold LVM in use"),
+        links: &[],
+    },
+    Wanted { name: "mdadm", package: "mdadm", need: Need::Volumes("RAID arrays"), links: &[] },
+    Wanted {
+        name: "cryptsetup",
+        package: "cryptsetup-bin",
+        need: Need::Volumes("encrypted volumes"),
+        links: &[],
+    },
     Wanted { name: "e2fsck", package: "e2fsprogs", need: Need::Comfort, links: &[] },
 ];
 
@@ -194,6 +212,9 @@ pub fn place(tree: &mut Tree, root: &Root) -> Result<Programs, Error> {
                 Need::For(kind) if !kinds.contains(*kind) => programs.warnings.push(format!(
                     "{name} (package {package}) is not installed: nodes cannot be given {kind} file systems"
                 )),
+                Need::Volumes(what) => programs.warnings.push(format!(
+                    "{name} (package {package}) is not installed: nodes cannot be given {what}"
+                )),
                 Need::Comfort => {
                     programs.warnings.push(format!("{name} (package {package}) is not installed"));
                 }
@@ -344,7 +365,7 @@ pub(crate) mod tests {
         fs::write(dir.path().join("etc/fstab"), "# x xfs xfs\nUUID=1 / ext4 defaults\nUUID=2 /d btrfs\n")
             .unwrap();
         let error = place(&mut Tree::new(), &Root::new(dir.path())).unwrap_err().to_string();
-        assert!(error.ends_with("mkfs.btrfs (package btrfs-progs; this machine uses btrfs)"), "{error}");
+        assert!(error.ends_with("btrfs (package btrfs-progs; this machine uses btrfs)"), "{error}");
     }
 
     #[test]

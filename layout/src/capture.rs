@@ -2,7 +2,7 @@
 //! `sfdisk`, `blkid` and file-system tools are asked; names and numbers come from sysfs.
 
 use crate::facts::{self, MountEntry, Table, TablePartition};
-use crate::model::{DiskRule, Format, Fs, Layout, Match, Mount, Partition, Pick, TableKind};
+use crate::model::{DiskRule, Format, Fs, Layout, Match, Mount, Partition, Pick, Subvolume, TableKind};
 use crate::order::GoldenFs;
 use crate::size::{MIB, Size};
 use crate::types::{self, TypeCode};
@@ -73,6 +73,8 @@ struct Mounted {
     fs: Fs,
     /// The partition's directory in sysfs.
     sysfs: PathBuf,
+    /// Which subvolume of a btrfs it is, if it is not the top.
+    subvolume: Option<String>,
 }
 
 /// Captures the layout of the machine whose tree is mounted at `root` (`/` when none is given).
@@ -96,7 +98,7 @@ pub fn capture(root: Option<&Path>) -> Result<Captured, CaptureError> {
             disks.push(disk);
         }
     }
-    let mut layout = Layout { version: 1, disks: Vec::new(), partitions: Vec::new() };
+    let mut layout = Layout { version: 1, ..Layout::default() };
     let mut golden = Vec::new();
     for (i, disk) in disks.iter().enumerate() {
         let name = if i == 0 { "system".to_owned() } else { format!("disk{}", i + 1) };
@@ -162,13 +164,9 @@ fn mounted(
             }
             continue;
         };
-        if entry.root != "/" {
-            if fs == Fs::Btrfs {
-                refuse(
-                    format!("the btrfs subvolume {}; subvolumes are not supported yet", entry.root),
-                    warnings,
-                )?;
-            } else if is_root {
+        let subvolume = entry.subvolume.clone().filter(|_| fs == Fs::Btrfs);
+        if entry.root.trim_start_matches('/') != subvolume.as_deref().unwrap_or_default() {
+            if is_root {
                 refuse(format!("the directory {} of {}", entry.root, entry.source), warnings)?;
             }
             // Else it is a bind mount: its content belongs to another file system.
@@ -179,10 +177,10 @@ fn mounted(
             refuse(why, warnings)?;
             continue;
         }
-        if found.iter().any(|m| m.sysfs == sysfs) {
+        if found.iter().any(|m| m.sysfs == sysfs && m.subvolume == subvolume) {
             continue;
         }
-        found.push(Mounted { path, place: entry.place.clone(), fs, sysfs });
+        found.push(Mounted { path, place: entry.place.clone(), fs, sysfs, subvolume });
     }
     if !seen_root {
         return Err(CaptureError::Refused(format!("no file system is mounted at {}", root.display())));
@@ -300,7 +298,7 @@ fn capture_disk(
         };
         if let Some((partition, fs)) = capture_partition(dir, entry, &table, kind, mounted, fstab, warnings)?
         {
-            golden.extend(fs.map(|fs| GoldenFs { disk_aliases: disk_aliases.clone(), ..fs }));
+            golden.extend(fs.into_iter().map(|fs| GoldenFs { disk_aliases: disk_aliases.clone(), ..fs }));
             partitions.push(partition);
         }
     }
@@ -326,7 +324,7 @@ fn capture_partition(
     mounted: &[Mounted],
     fstab: &BTreeMap<String, String>,
     warnings: &mut Vec<String>,
-) -> Result<Option<(Partition, Option<GoldenFs>)>, CaptureError> {
+) -> Result<Option<(Partition, Vec<GoldenFs>)>, CaptureError> {
     let device = node(dir)?;
     let answer = |message: &str| CaptureError::Answer {
         tool: "sfdisk",
@@ -339,7 +337,9 @@ fn capture_partition(
             TypeCode::Mbr(u8::from_str_radix(&entry.kind, 16).map_err(|_| answer("no type code"))?)
         }
     };
-    let here = mounted.iter().find(|m| m.sysfs == dir);
+    let all_here = || mounted.iter().filter(|m| m.sysfs == dir);
+    let here = all_here().next();
+    let top = all_here().find(|m| m.subvolume.is_none());
     let facts = probe(&device)?;
     let found = facts.get("TYPE").and_then(|t| Fs::from_name(t));
     let bytes = entry.size * table.sector;
@@ -365,7 +365,10 @@ fn capture_partition(
         }
     };
     let number = sysfs_number(&dir.join("partition"))?;
-    let path = here.map(|m| m.path.clone());
+    let subvolumes = match here {
+        Some(here) if here.fs == Fs::Btrfs => subvolumes(here, all_here(), fstab, warnings)?,
+        _ => Vec::new(),
+    };
     let uuid = facts.get("UUID").cloned();
     let label = facts.get("LABEL").cloned();
     let format = match fs {
@@ -379,6 +382,7 @@ fn capture_partition(
     };
     let partition = Partition {
         disk: None,
+        id: None,
         number: u32::try_from(number).ok(),
         kind: plain,
         size: Size::Exact(bytes.div_ceil(MIB) * MIB).to_string(),
@@ -388,24 +392,66 @@ fn capture_partition(
         uuid: (kind == TableKind::Gpt).then(|| entry.uuid.as_ref().map(|u| u.to_lowercase())).flatten(),
         bootable: entry.bootable || entry.attrs.as_ref().is_some_and(|a| a.contains("LegacyBIOSBootable")),
         format,
-        mount: path
-            .clone()
-            .map(|path| Mount { options: fstab.get(&path).filter(|o| *o != "defaults").cloned(), path }),
+        subvolumes,
+        mount: top.map(|m| Mount {
+            options: fstab.get(&m.path).filter(|o| *o != "defaults").cloned(),
+            path: m.path.clone(),
+        }),
         preserve: false,
         raw: false,
     };
-    let golden = fs.map(|fs| GoldenFs {
+    let golden = |fs: Fs, path: Option<String>| GoldenFs {
         path,
         fs,
         aliases: aliases(&device),
         device: device.clone(),
         disk_aliases: Vec::new(),
-        uuid,
-        label,
+        uuid: uuid.clone(),
+        label: label.clone(),
         partuuid: facts.get("PART_ENTRY_UUID").cloned().or_else(|| partuuid(entry, table, number)),
         partlabel: entry.name.clone().filter(|n| !n.is_empty()),
-    });
+    };
+    let golden = match (fs, here) {
+        (None, _) => Vec::new(),
+        (Some(fs), None) => vec![golden(fs, None)],
+        (Some(fs), Some(_)) => all_here().map(|m| golden(fs, Some(m.path.clone()))).collect(),
+    };
     Ok(Some((partition, golden)))
+}
+
+/// The subvolumes of a btrfs that are mounted, and the default one. Others are left out with a warning: most are
+/// snapshots.
+fn subvolumes<'a>(
+    here: &Mounted,
+    all: impl Iterator<Item = &'a Mounted>,
+    fstab: &BTreeMap<String, String>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Subvolume>, CaptureError> {
+    let ask = |word: &str| {
+        let text = run(tool("btrfs").args(["subvolume", word]).arg(&here.place), LIMIT)?.text();
+        Ok::<_, CaptureError>(facts::subvolume_paths(&text))
+    };
+    let default = ask("get-default")?.into_iter().next();
+    let mut found: Vec<Subvolume> = all
+        .filter_map(|m| {
+            Some(Subvolume {
+                name: m.subvolume.clone()?,
+                path: Some(m.path.clone()),
+                options: fstab.get(&m.path).and_then(|o| facts::without_subvolume(o)),
+                default: m.subvolume == default,
+            })
+        })
+        .collect();
+    if let Some(name) = default.filter(|name| found.iter().all(|s| s.name != *name)) {
+        found.push(Subvolume { name, path: None, options: None, default: true });
+    }
+    for name in ask("list")?.iter().filter(|name| found.iter().all(|s| s.name != **name)) {
+        warnings.push(format!(
+            "the btrfs at {} has the subvolume {name}, which is not mounted by itself: it is left out of the layout",
+            here.place.display()
+        ));
+    }
+    Ok(found)
 }
 
 fn partuuid(entry: &TablePartition, table: &Table, number: u64) -> Option<String> {
@@ -483,9 +529,10 @@ fn choose_sizes(layout: &mut Layout, mounted: &[Mounted]) -> Result<(), CaptureE
     let mut ranges = Vec::new();
     for (i, partition) in layout.partitions.iter().enumerate() {
         let Ok(Size::Exact(bytes)) = partition.size.parse::<Size>() else { continue };
-        let mount = partition.mount.as_ref().and_then(|m| mounted.iter().find(|x| x.path == m.path));
+        let mounts = partition.content().mounts();
+        let mount = mounts.first().and_then(|m| mounted.iter().find(|x| x.path == m.path));
         let mut least = bytes;
-        let root = mount.is_some_and(|m| m.path == "/");
+        let root = mounts.iter().any(|m| m.path == "/");
         if let Some(mount) = mount.filter(|m| m.fs != Fs::Vfat && (root || bytes > SMALL)) {
             let space = rustix::fs::statvfs(&mount.place)
                 .map_err(|e| CaptureError::Read { path: mount.place.clone(), source: e.into() })?;
@@ -532,8 +579,8 @@ mod tests {
             format!("/ lies on overlay, not on a partition{advice}")
         );
         assert_eq!(
-            refusal("27 1 0:30 /@rootfs / rw - btrfs /dev/sda1 rw,subvol=/@rootfs\n"),
-            format!("/ lies on the btrfs subvolume /@rootfs; subvolumes are not supported yet{advice}")
+            refusal("27 1 0:30 /@rootfs/srv / rw - btrfs /dev/sda1 rw,subvol=/@rootfs\n"),
+            format!("/ lies on the directory /@rootfs/srv of /dev/sda1{advice}")
         );
         assert_eq!(refusal(""), format!("no file system is mounted at /{advice}"));
     }

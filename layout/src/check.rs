@@ -1,8 +1,9 @@
 //! Whether a layout makes sense, before any disk is looked at. Every problem is found, not the first only.
 
 use crate::fit;
-use crate::model::{Format, Fs, Layout, Partition, TableKind};
+use crate::model::{Content, Format, Fs, Layout, Partition, Subvolume, TableKind};
 use crate::size::{Bounds, Size};
+use crate::stack::{self, Base};
 use crate::types;
 use uuid::Uuid;
 
@@ -15,6 +16,8 @@ pub enum Place {
     Disk(usize),
     /// The `[[partition]]` of this index.
     Partition(usize),
+    /// This volume.
+    Volume(Base),
 }
 
 /// Something that is wrong with a layout.
@@ -42,6 +45,7 @@ pub fn check(layout: &Layout) -> Vec<Problem> {
             Place::File => message,
             Place::Disk(i) => format!("[[disk]] `{}`: {message}", layout.disks[i].name),
             Place::Partition(i) => format!("{}: {message}", layout.partition_text(i)),
+            Place::Volume(base) => format!("{}: {message}", layout.base_text(base)),
         };
         problems.push(Problem { place, message });
     };
@@ -86,6 +90,8 @@ pub fn check(layout: &Layout) -> Vec<Problem> {
     for disk in 0..layout.disks.len() {
         check_disk(layout, disk, &mut say);
     }
+    stack::check(layout, &mut say);
+    check_contents(layout, &mut say);
     problems
 }
 
@@ -179,19 +185,54 @@ fn check_partition(layout: &Layout, index: usize, partition: &Partition, say: &m
             say(format!("uuid: {uuid} is used twice"));
         }
     }
-    check_content(partition, before, say);
+    check_kept(partition, say);
 }
 
-/// File system, mount point, preserve and raw.
-fn check_content(partition: &Partition, before: &[Partition], say: &mut dyn FnMut(String)) {
-    if let Some(format) = &partition.format {
-        check_format(format, say);
-        let uuid = |f: &Format| f.uuid.as_deref().filter(|u| !is_word(u)).map(str::to_ascii_lowercase);
-        if let Some(own) = uuid(format)
-            && before.iter().filter_map(|p| p.format.as_ref()).any(|f| uuid(f).as_ref() == Some(&own))
-        {
-            say(format!("format.uuid: {own} is used twice"));
+/// The file system and the mount points of every partition and volume.
+fn check_contents(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
+    let partitions = (0..layout.partitions.len()).map(Base::Partition);
+    let raids = (0..layout.raids.len()).map(Base::Raid);
+    let luks = (0..layout.luks.len()).map(Base::Luks);
+    let lvs = (0..layout.lvs.len()).map(Base::Lv);
+    let (mut uuids, mut paths) = (Vec::new(), Vec::new());
+    for base in partitions.chain(raids).chain(luks).chain(lvs) {
+        let Some(content) = layout.content_of(base) else { continue };
+        let place = match base {
+            Base::Partition(i) => Place::Partition(i),
+            other => Place::Volume(other),
+        };
+        let mut say = |message: String| say(place, message);
+        if let Some(format) = content.format {
+            check_format(format, &mut say);
+            if let Some(own) = format.uuid.as_deref().filter(|u| !is_word(u)).map(str::to_ascii_lowercase) {
+                if uuids.contains(&own) {
+                    say(format!("format.uuid: {own} is used twice"));
+                }
+                uuids.push(own);
+            }
         }
+        if let Some(mount) = content.mount {
+            if content.format.is_none() && !content.kept {
+                say("mount: there is no file system to mount (no format, preserve or raw)".into());
+            }
+            if content.format.is_some_and(|f| f.fs == Fs::Swap) {
+                say("mount: swap is not mounted".into());
+            }
+            check_mount("mount", &mount.path, mount.options.as_deref(), &mut say);
+        }
+        check_subvolumes(content, &mut say);
+        for mount in content.mounts() {
+            if paths.contains(&mount.path) {
+                say(format!("mount.path: {} is used twice", mount.path));
+            }
+            paths.push(mount.path);
+        }
+    }
+}
+
+/// Preserve and raw.
+fn check_kept(partition: &Partition, say: &mut dyn FnMut(String)) {
+    if partition.format.is_some() {
         if partition.preserve {
             say("preserve keeps what is there: it cannot be formatted as well".into());
         }
@@ -202,28 +243,72 @@ fn check_content(partition: &Partition, before: &[Partition], say: &mut dyn FnMu
     if partition.preserve && partition.raw {
         say("preserve and raw exclude each other".into());
     }
-    if partition.preserve && partition.number.is_none() {
+    if partition.preserve {
+        check_preserved(partition, say);
+    }
+}
+
+fn check_mount(key: &str, path: &str, options: Option<&str>, say: &mut dyn FnMut(String)) {
+    if let Err(e) = check_path(path) {
+        say(format!("{key}.path: {e}"));
+    }
+    if options.is_some_and(|o| o.is_empty() || o.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        say(format!("{key}.options: they are empty or contain white space"));
+    }
+}
+
+/// A preserved partition is named by its number and checked against what is given; nothing of it can be set.
+fn check_preserved(partition: &Partition, say: &mut dyn FnMut(String)) {
+    if partition.number.is_none() {
         say("preserve: the number of the partition must be given".into());
     }
-    if let Some(mount) = &partition.mount {
-        if partition.format.is_none() && !partition.preserve && !partition.raw {
-            say("mount: there is no file system to mount (no format, preserve or raw)".into());
+    if matches!(partition.size.parse(), Ok(Size::Percent(_))) {
+        say("preserve: size is what the partition must have; a percentage says nothing".into());
+    }
+    if partition.mount.as_ref().is_some_and(|mount| mount.path == "/") {
+        say("preserve: the golden tree is restored at /, so what is mounted there cannot be kept".into());
+    }
+    let given = [
+        ("start", partition.start.is_some()),
+        ("weight", partition.weight.is_some()),
+        ("name", partition.name.is_some()),
+        ("bootable", partition.bootable),
+    ];
+    for (key, _) in given.iter().filter(|(_, given)| *given) {
+        say(format!("preserve keeps the partition as it is: {key} cannot be set"));
+    }
+}
+
+/// The subvolumes of a btrfs: names as the kernel takes them in `subvol=`, no name twice, one default.
+fn check_subvolumes(content: Content<'_>, say: &mut dyn FnMut(String)) {
+    let subvolumes = content.subvolumes;
+    if !subvolumes.is_empty() && content.format.is_none_or(|f| f.fs != Fs::Btrfs) {
+        say("subvolumes: only a btrfs that is made here (format) has them".into());
+    }
+    for (i, subvolume) in subvolumes.iter().enumerate() {
+        let Subvolume { name, path, options, default } = subvolume;
+        let mut say = |message: String| say(format!("subvolumes: `{}`: {message}", name.escape_debug()));
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == ',' || c == '\\';
+        if name.contains(bad) || name.split('/').any(|p| p.is_empty() || p == "." || p == "..") {
+            say("its name is empty, begins or ends with `/`, or contains `..`, white space, `,` or a backslash".into());
         }
-        if partition.format.as_ref().is_some_and(|f| f.fs == Fs::Swap) {
-            say("mount: swap is not mounted".into());
+        if name.split('/').any(|part| part.len() > 255) {
+            say("a part of its name is longer than 255 bytes".into());
         }
-        if let Err(e) = check_path(&mount.path) {
-            say(format!("mount.path: {e}"));
+        if subvolumes[..i].iter().any(|s| s.name == *name) {
+            say("another has the same name".into());
         }
-        if before.iter().filter_map(|p| p.mount.as_ref()).any(|m| m.path == mount.path) {
-            say(format!("mount.path: {} is used twice", mount.path));
+        if *default && subvolumes[..i].iter().any(|s| s.default) {
+            say("only one can be the default".into());
         }
-        if mount
-            .options
-            .as_ref()
-            .is_some_and(|o| o.is_empty() || o.contains(|c: char| c.is_whitespace() || c.is_control()))
-        {
-            say("mount.options: they are empty or contain white space".into());
+        match path {
+            Some(path) => check_mount("mount", path, options.as_deref(), &mut say),
+            None if options.is_some() => say("options: it is not mounted (no path)".into()),
+            None => {}
+        }
+        let names_one = |word: &str| word.starts_with("subvol=") || word.starts_with("subvolid=");
+        if options.as_ref().is_some_and(|o| o.split(',').any(names_one)) {
+            say("options: subvol= comes from its name".into());
         }
     }
 }
@@ -327,6 +412,53 @@ mount = { path = "/" }
     }
 
     #[test]
+    fn subvolumes_make_sense() {
+        let with = |subvolumes: &str| {
+            let text = BASE.replace("\"ext4\" }", &format!("\"btrfs\" }}\nsubvolumes = {subvolumes}"));
+            let layout: Layout = toml::from_str(&text).unwrap();
+            check(&layout)
+                .into_iter()
+                .map(|p| p.message.replace("[[partition]] #1 (/): ", ""))
+                .collect::<Vec<_>>()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(
+            with(
+                r#"[{ name = "@a/b", path = "/a", options = "compress=zstd" }, { name = "c", default = true }]"#
+            ),
+            none
+        );
+        assert_eq!(with(r#"[{ name = "@", path = "/" }]"#), ["mount.path: / is used twice"]);
+        for name in ["", "/a", "a/", "a/../b", "a b", "a,b", "."] {
+            let found = with(&format!("[{{ name = \"{name}\" }}]"));
+            assert!(
+                found.len() == 1 && found[0].contains("its name is empty, begins or ends with"),
+                "{found:?}"
+            );
+        }
+        assert_eq!(
+            with(r#"[{ name = "a", default = true }, { name = "a", default = true }]"#),
+            ["subvolumes: `a`: another has the same name", "subvolumes: `a`: only one can be the default"]
+        );
+        assert_eq!(
+            with(r#"[{ name = "a", options = "x" }, { name = "b", path = "/b", options = "subvolid=5" }]"#),
+            [
+                "subvolumes: `a`: options: it is not mounted (no path)",
+                "subvolumes: `b`: options: subvol= comes from its name"
+            ]
+        );
+        assert_eq!(
+            only(|l| l.partitions[0].subvolumes.push(Subvolume {
+                name: "a".into(),
+                path: None,
+                options: None,
+                default: false
+            })),
+            "[[partition]] #1 (/): subvolumes: only a btrfs that is made here (format) has them"
+        );
+    }
+
+    #[test]
     fn the_base_is_sound() {
         assert!(messages(|_| {}).is_empty());
     }
@@ -403,6 +535,26 @@ mount = { path = "/" }
                 l.partitions[0].name = Some("root".into());
             }),
             "[[partition]] #1 (/): name: partitions have names on gpt only"
+        );
+    }
+
+    #[test]
+    fn the_root_is_not_preserved() {
+        let preserve = |path: &str| {
+            let path = path.to_owned();
+            messages(move |l| {
+                let mut kept = l.partitions[0].clone();
+                (kept.format, kept.preserve, kept.number) = (None, true, Some(5));
+                kept.mount = Some(Mount { path: path.clone(), options: None });
+                l.partitions[0].mount = (path != "/").then(|| Mount { path: "/".into(), options: None });
+                l.partitions.push(kept);
+            })
+        };
+        assert_eq!(preserve("/home"), BTreeSet::new());
+        let found = preserve("/");
+        assert!(
+            found.len() == 1 && found.first().unwrap().contains("the golden tree is restored at /"),
+            "{found:?}"
         );
     }
 

@@ -29,6 +29,8 @@ pub struct MountEntry {
     pub kind: String,
     /// The device by name, or whatever the file system calls its source.
     pub source: String,
+    /// The subvolume of a btrfs in which `root` lies, without a slash at the beginning; none for its top.
+    pub subvolume: Option<String>,
 }
 
 /// Undoes the octal escapes of mountinfo, fstab and swaps (`\040` is a space).
@@ -61,6 +63,11 @@ pub fn mountinfo(text: &str) -> Vec<MountEntry> {
             place: std::ffi::OsString::from_vec(unescape(left.get(4)?)).into(),
             kind: (*right.first()?).to_owned(),
             source: String::from_utf8_lossy(&unescape(right.get(1)?)).into_owned(),
+            subvolume: right
+                .get(2)
+                .and_then(|o| o.split(',').find_map(|w| w.strip_prefix("subvol=/")))
+                .filter(|name| !name.is_empty())
+                .map(|name| String::from_utf8_lossy(&unescape(name)).into_owned()),
         })
     };
     text.lines().filter_map(entry).collect()
@@ -78,6 +85,23 @@ pub fn fstab(text: &str) -> BTreeMap<String, String> {
         }
     }
     options
+}
+
+/// Mount options without those that choose a subvolume; none when nothing is left but `defaults`.
+#[must_use]
+pub fn without_subvolume(options: &str) -> Option<String> {
+    let chooses = |w: &&str| !w.starts_with("subvol=") && !w.starts_with("subvolid=");
+    let left: Vec<&str> = options.split(',').filter(|w| !w.is_empty()).filter(chooses).collect();
+    (!left.is_empty() && left != ["defaults"]).then(|| left.join(","))
+}
+
+/// The paths in what `btrfs subvolume list` or `get-default` prints: `ID 257 gen 9 top level 5 path @home`.
+#[must_use]
+pub fn subvolume_paths(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|l| l.strip_prefix("ID ")?.split_once(" path "))
+        .map(|(_, path)| path.to_owned())
+        .collect()
 }
 
 /// A partition table as `sfdisk --json` tells it.
@@ -285,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn subvolumes_are_understood() {
+        let text = "27 1 0:30 /@rootfs / rw,noatime - btrfs /dev/sda1 rw,ssd,subvolid=256,subvol=/@rootfs\n\
+                    28 1 0:30 / /top rw - btrfs /dev/sda1 rw,subvolid=5,subvol=/\n";
+        let read = mountinfo(text);
+        assert_eq!(read[0].subvolume.as_deref(), Some("@rootfs"));
+        assert_eq!(read[1].subvolume, None);
+        assert_eq!(
+            subvolume_paths("ID 256 gen 7 top level 5 path @\nID 258 gen 9 top level 256 path @/a b\n"),
+            ["@", "@/a b"]
+        );
+        assert_eq!(subvolume_paths("ID 5 (FS_TREE)\n"), [""; 0]);
+        assert_eq!(without_subvolume("noatime,subvol=@,subvolid=7").as_deref(), Some("noatime"));
+        assert_eq!(without_subvolume("defaults,subvol=@"), None);
+    }
+
+    #[test]
     fn tools_are_understood() {
         let table = sfdisk(
             r#"{"partitiontable":{"label":"gpt","id":"A","device":"/dev/x","unit":"sectors","firstlba":34,"sectorsize":512,
@@ -303,6 +343,7 @@ mod tests {
             for text in [&text, &lines] {
                 let _ = (mountinfo(text), fstab(text), sfdisk(text).is_ok(), blkid(text), ext_options(text));
                 let _ = (xfs_options(text), btrfs_options(text), unescape(text));
+                let _ = (subvolume_paths(text), without_subvolume(text));
             }
         }
     }

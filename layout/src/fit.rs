@@ -36,6 +36,17 @@ impl Extent {
     }
 }
 
+/// A partition that stands on the disk already and is kept as it is, in logical sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Its number.
+    pub number: u32,
+    /// Its first sector.
+    pub first: u64,
+    /// Its last sector.
+    pub last: u64,
+}
+
 /// The extended partition of an MBR, in logical sectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extended {
@@ -215,17 +226,25 @@ struct Item {
     size: u64,
     max: u64,
     weight: u64,
+    /// Where it stands already.
+    kept: Option<Kept>,
 }
 
 const fn to_mib(bytes: u64) -> u64 {
     bytes.div_ceil(MIB)
 }
 
-/// Fits the partitions of disk number `disk` of `layout` to a disk of the given size.
+/// Fits the partitions of disk number `disk` of `layout` to a disk of the given size. Those with `preserve` stay where
+/// `kept` has them, to the sector; the others lie before, between and behind them as the layout's order says.
 ///
 /// # Errors
 /// See [`FitError`].
-pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, FitError> {
+pub fn fit_keeping(
+    layout: &Layout,
+    disk: usize,
+    geometry: Geometry,
+    kept: &[Kept],
+) -> Result<Fitted, FitError> {
     let rule = &layout.disks[disk];
     let sector = u64::from(geometry.sector);
     if sector != 512 && sector != 4096 {
@@ -239,6 +258,38 @@ pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, F
     let tail = if rule.table == TableKind::Gpt { 16384 + sector } else { 0 };
     let end = geometry.bytes.saturating_sub(tail) / MIB;
     let mut items = items(layout, disk, end.saturating_sub(1))?;
+    for item in items.iter_mut().filter(|i| layout.partitions[i.index].preserve) {
+        let wrong =
+            |message: String| FitError::Layout(format!("{}: {message}", layout.partition_text(item.index)));
+        let Some(kept) = kept.iter().find(|k| k.number == item.number) else {
+            return Err(wrong(format!("preserve: the disk has no partition {}", item.number)));
+        };
+        // It comes from the disk, which can say anything.
+        if kept.first > kept.last || kept.last >= geometry.bytes / sector {
+            return Err(wrong(format!("preserve: partition {} lies outside of the disk", item.number)));
+        }
+        let bytes = (kept.last + 1 - kept.first) * sector;
+        // What it takes of the MiB grid; it need not be aligned to it.
+        let first = (kept.first * sector / MIB).max(1);
+        let stop = (kept.last + 1) * sector;
+        // It may reach into the last MiB, which is not whole; then nothing lies behind it.
+        let whole = if stop + tail <= geometry.bytes { end.max(first) } else { u64::MAX };
+        let size = to_mib(stop).min(whole).saturating_sub(first);
+        let fits = match layout.partitions[item.index].size.parse() {
+            Ok(Size::Exact(wanted)) => bytes == wanted,
+            Ok(Size::Range { min, max }) => bytes >= min && max.is_none_or(|max| bytes <= max),
+            _ => true,
+        };
+        if !fits {
+            let size = &layout.partitions[item.index].size;
+            return Err(wrong(format!(
+                "preserve: partition {} has {}, not {size}",
+                item.number,
+                exact_text(bytes)
+            )));
+        }
+        (item.start, item.size, item.max, item.kept) = (Some(first), size, size, Some(*kept));
+    }
     let too_small = |needs: u64, items: &[Item]| {
         let list: Vec<String> = items
             .iter()
@@ -268,17 +319,24 @@ pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, F
         for item in &items[begin..next] {
             let first = at + item.lead;
             at = first + item.size;
-            extents.push(Extent {
-                index: item.index,
-                number: item.number,
-                first: first * (MIB / sector),
-                last: at * (MIB / sector) - 1,
-            });
+            let (first, last) = match item.kept {
+                Some(kept) => (kept.first, kept.last),
+                None => (first * (MIB / sector), at * (MIB / sector) - 1),
+            };
+            extents.push(Extent { index: item.index, number: item.number, first, last });
         }
         begin = next;
     }
     let extended = extended(rule.table, &extents, MIB / sector);
     Ok(Fitted { table: rule.table, geometry, extents, extended })
+}
+
+/// [`fit_keeping`] for a disk on which nothing is preserved.
+///
+/// # Errors
+/// See [`FitError`].
+pub fn fit(layout: &Layout, disk: usize, geometry: Geometry) -> Result<Fitted, FitError> {
+    fit_keeping(layout, disk, geometry, &[])
 }
 
 fn extended(table: TableKind, extents: &[Extent], lead: u64) -> Option<Extended> {
@@ -310,7 +368,7 @@ fn items(layout: &Layout, disk: usize, usable: u64) -> Result<Vec<Item>, FitErro
         };
         let lead = u64::from(layout.disks[disk].table == TableKind::Mbr && number > 4);
         let weight = u64::from(partition.weight.unwrap_or(1).max(1));
-        items.push(Item { index, number, lead, start, size, max, weight });
+        items.push(Item { index, number, lead, start, size, max, weight, kept: None });
     }
     Ok(items)
 }
@@ -359,6 +417,34 @@ pub fn check_overlap(layout: &Layout, disk: usize) -> Result<(), FitError> {
     least_end(layout, &items(layout, disk, 0)?).map(|_| ())
 }
 
+/// Shares `room` units of `unit` bytes among `wanted` sizes with their weights; how many units each gets.
+///
+/// # Errors
+/// How many units are needed at least, when that is more than there is room.
+pub fn share_out(wanted: &[(Size, u32)], room: u64, unit: u64) -> Result<Vec<u64>, u64> {
+    let mut items = Vec::new();
+    for (index, (size, weight)) in wanted.iter().enumerate() {
+        let units = |bytes: u64| bytes.div_ceil(unit);
+        let (size, max) = match *size {
+            Size::Exact(bytes) => (units(bytes), units(bytes)),
+            Size::Range { min, max } => (units(min), max.map_or(u64::MAX, units)),
+            Size::Fill => (units(crate::size::FILL_MIN), u64::MAX),
+            Size::Percent(percent) => {
+                let part = (room * u64::from(percent) / 100).max(1);
+                (part, part)
+            }
+        };
+        let weight = u64::from((*weight).max(1));
+        items.push(Item { index, number: 0, lead: 0, start: None, size, max, weight, kept: None });
+    }
+    let needs = items.iter().fold(0_u64, |sum, i| sum.saturating_add(i.size));
+    if needs > room {
+        return Err(needs);
+    }
+    share(&mut items, room);
+    Ok(items.iter().map(|i| i.size).collect())
+}
+
 /// Shares what `room` (MiB) has left over among the items that can grow, by weight, none above its limit.
 fn share(items: &mut [Item], room: u64) {
     let used: u64 = items.iter().map(|i| i.lead + i.size).sum();
@@ -405,223 +491,5 @@ fn share(items: &mut [Item], room: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{DiskRule, Match, Pick};
-    use proptest::prelude::*;
-
-    fn partition(number: Option<u32>, size: &str) -> Partition {
-        Partition {
-            disk: None,
-            number,
-            kind: "linux".into(),
-            size: size.into(),
-            start: None,
-            weight: None,
-            name: None,
-            uuid: None,
-            bootable: false,
-            format: None,
-            mount: None,
-            preserve: false,
-            raw: false,
-        }
-    }
-
-    fn layout(table: TableKind, partitions: Vec<Partition>) -> Layout {
-        let disk = DiskRule {
-            name: "system".into(),
-            matching: Match::default(),
-            pick: Pick::Only,
-            table,
-            uuid: None,
-        };
-        Layout { version: 1, disks: vec![disk], partitions }
-    }
-
-    fn gpt(sizes: &[&str]) -> Layout {
-        layout(TableKind::Gpt, sizes.iter().map(|s| partition(None, s)).collect())
-    }
-
-    const G: u64 = 1 << 30;
-
-    fn mib(fitted: &Fitted) -> Vec<(u32, u64, u64)> {
-        let unit = MIB / u64::from(fitted.geometry.sector);
-        fitted.extents.iter().map(|e| (e.number, e.first / unit, (e.last + 1) / unit)).collect()
-    }
-
-    #[test]
-    fn sizes_are_shared() {
-        let at = |sizes: &[&str], bytes| mib(&fit(&gpt(sizes), 0, Geometry { bytes, sector: 512 }).unwrap());
-        assert_eq!(at(&["1M", "512M", "fill"], G), [(1, 1, 2), (2, 2, 514), (3, 514, 1023)]);
-        assert_eq!(at(&["fill", "fill"], G), [(1, 1, 512), (2, 512, 1023)]);
-        // Both grow alike until the range has reached its limit.
-        assert_eq!(at(&["100M-200M", "fill"], G), [(1, 1, 201), (2, 201, 1023)]);
-        assert_eq!(at(&["10%", "100M-", "1000K"], G), [(1, 1, 103), (2, 103, 1022), (3, 1022, 1023)]);
-        // What nobody wants stays free.
-        assert_eq!(at(&["100M-200M"], G), [(1, 1, 201)]);
-        let mut weighted = gpt(&["fill", "fill"]);
-        weighted.partitions[0].weight = Some(3);
-        let fitted = fit(&weighted, 0, Geometry { bytes: G, sector: 512 }).unwrap();
-        assert_eq!(mib(&fitted), [(1, 1, 759), (2, 759, 1023)]);
-    }
-
-    #[test]
-    fn numbers_out_of_order_are_kept() {
-        let parts = vec![partition(Some(14), "3M"), partition(Some(15), "124M"), partition(Some(1), "fill")];
-        let fitted = fit(&layout(TableKind::Gpt, parts), 0, Geometry { bytes: 2 * G, sector: 512 }).unwrap();
-        assert_eq!(mib(&fitted), [(14, 1, 4), (15, 4, 128), (1, 128, 2047)]);
-    }
-
-    #[test]
-    fn starts_are_obeyed() {
-        let mut pinned = gpt(&["fill", "100M", "fill"]);
-        pinned.partitions[1].start = Some("500M".into());
-        let fitted = fit(&pinned, 0, Geometry { bytes: G, sector: 512 }).unwrap();
-        assert_eq!(mib(&fitted), [(1, 1, 500), (2, 500, 600), (3, 600, 1023)]);
-        pinned.partitions[1].start = Some("16M".into());
-        assert_eq!(
-            fit(&pinned, 0, Geometry { bytes: G, sector: 512 }).unwrap_err().to_string(),
-            "[[partition]] #2 (linux) starts at 16M, but [[partition]] #1 (linux) before it reaches to 17M: they overlap"
-        );
-    }
-
-    #[test]
-    fn mbr_gets_an_extended_partition_around_logical_ones() {
-        let parts = vec![partition(Some(1), "100M"), partition(Some(5), "200M"), partition(Some(6), "fill")];
-        let fitted = fit(&layout(TableKind::Mbr, parts), 0, Geometry { bytes: G, sector: 512 }).unwrap();
-        assert_eq!(mib(&fitted), [(1, 1, 101), (5, 102, 302), (6, 303, 1024)]);
-        assert_eq!(fitted.extended, Some(Extended { number: 2, first: 101 * 2048, last: 1024 * 2048 - 1 }));
-        assert_eq!(fitted.ebr_of(&fitted.extents[2]), 302 * 2048);
-    }
-
-    #[test]
-    fn mbr_numbers_are_given_by_themselves() {
-        let numbers_of = |count: usize| -> Vec<u32> {
-            let parts = (0..count).map(|_| partition(None, "10M")).collect();
-            numbers(&layout(TableKind::Mbr, parts), 0).unwrap().into_iter().map(|n| n.1).collect()
-        };
-        assert_eq!(numbers_of(4), [1, 2, 3, 4]);
-        assert_eq!(numbers_of(6), [1, 2, 3, 5, 6, 7]);
-    }
-
-    #[test]
-    fn impossible_mbr_numbers_are_refused() {
-        let wrong = |wanted: &[u32]| {
-            let parts = wanted.iter().map(|n| partition(Some(*n), "10M")).collect();
-            numbers(&layout(TableKind::Mbr, parts), 0).unwrap_err().1
-        };
-        assert_eq!(
-            wrong(&[1, 6]),
-            "logical partitions are numbered 5, 6, ... in the order in which they lie on the disk: number 6 should be 5"
-        );
-        assert_eq!(
-            wrong(&[1, 2, 3, 4, 5]),
-            "numbers 1 to 4 are all taken: none is left for the extended partition"
-        );
-        assert_eq!(
-            wrong(&[5, 1, 6]),
-            "logical partitions must lie together: a primary one lies between them"
-        );
-        assert_eq!(wrong(&[61]), "number 61 is not between 1 and 60");
-        assert_eq!(wrong(&[0]), "number 0 is not between 1 and 60");
-    }
-
-    #[test]
-    fn a_small_disk_is_refused_with_figures() {
-        assert_eq!(
-            fit(&gpt(&["512M", "600M-"]), 0, Geometry { bytes: G, sector: 512 }).unwrap_err().to_string(),
-            "disk `system` is too small: it has 1.00 GiB, the layout needs at least 1.09 GiB, 89.0 MiB are missing \
-             ([[partition]] #1 (linux): 512M, [[partition]] #2 (linux): 600M)"
-        );
-    }
-
-    #[test]
-    fn what_a_table_cannot_address_is_refused() {
-        let big = Geometry { bytes: 3 << 40, sector: 512 };
-        assert_eq!(
-            fit(&layout(TableKind::Mbr, vec![partition(None, "fill")]), 0, big).unwrap_err().to_string(),
-            "disk `system` has 3.00 TiB, more than the 2.00 TiB that a table of kind mbr can address: use gpt"
-        );
-        assert!(fit(&gpt(&["fill"]), 0, big).is_ok());
-        let odd = Geometry { bytes: G, sector: 2048 };
-        assert!(matches!(fit(&gpt(&["fill"]), 0, odd), Err(FitError::Sector { .. })));
-    }
-
-    fn size() -> impl Strategy<Value = String> {
-        prop_oneof![
-            (1_u64..3000).prop_map(|m| format!("{m}M")),
-            (1_u64..3_000_000).prop_map(|k| format!("{k}K")),
-            (1_u64..2000, 0_u64..9000).prop_map(|(a, b)| format!("{a}M-{}M", a + b)),
-            (1_u64..2000).prop_map(|m| format!("{m}M-")),
-            (1_u32..40).prop_map(|p| format!("{p}%")),
-            Just("fill".to_owned()),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
-        #[test]
-        fn partitions_never_overlap_nor_leave_the_disk(
-            parts in proptest::collection::vec((size(), 1_u32..9, proptest::option::weighted(0.15, 1_u64..20_000)), 1..10),
-            bytes in (10 * MIB)..(40 * G), big in any::<bool>(), mbr in any::<bool>(),
-        ) {
-            let sector = if big { 4096 } else { 512 };
-            let bytes = bytes / u64::from(sector) * u64::from(sector);
-            let table = if mbr { TableKind::Mbr } else { TableKind::Gpt };
-            let partitions: Vec<Partition> = parts.iter().map(|(size, weight, start)| Partition {
-                weight: Some(*weight),
-                start: start.map(|m| format!("{m}M")),
-                ..partition(None, size)
-            }).collect();
-            let wanted: Vec<Size> = parts.iter().map(|p| p.0.parse().unwrap()).collect();
-            let layout = layout(table, partitions);
-            let Ok(fitted) = fit(&layout, 0, Geometry { bytes, sector }) else { return Ok(()) };
-            let unit = MIB / u64::from(sector);
-            let sectors = bytes / u64::from(sector);
-            // GPT: one MBR, one header and 128 entries of 128 bytes before, the same without the MBR behind.
-            let table_sectors = if mbr { 0 } else { 1 + 16384 / u64::from(sector) };
-            let mut at = unit;
-            prop_assert_eq!(fitted.extents.len(), parts.len());
-            for (i, extent) in fitted.extents.iter().enumerate() {
-                prop_assert_eq!(extent.index, i);
-                prop_assert!(extent.first >= at, "{:?} before {at}", extent);
-                prop_assert!(extent.last >= extent.first);
-                prop_assert_eq!(extent.first % unit, 0);
-                prop_assert_eq!((extent.last + 1) % unit, 0);
-                let logical = mbr && extent.number > 4;
-                if logical {
-                    prop_assert!(fitted.ebr_of(extent) >= at);
-                }
-                at = extent.last + 1;
-                let size = extent.bytes(sector);
-                match wanted[i] {
-                    Size::Exact(b) => prop_assert_eq!(size, b.div_ceil(MIB) * MIB),
-                    Size::Range { min, max } => {
-                        prop_assert!(size >= min);
-                        prop_assert!(max.is_none_or(|m| size <= m.div_ceil(MIB) * MIB));
-                    }
-                    Size::Percent(p) => prop_assert!(size <= (bytes * u64::from(p) / 100).max(MIB)),
-                    Size::Fill => prop_assert!(size >= crate::size::FILL_MIN),
-                }
-                if let Some(start) = &layout.partitions[i].start {
-                    prop_assert_eq!(extent.first / unit, start_mib(start).unwrap());
-                }
-            }
-            prop_assert!(at <= sectors - table_sectors, "{at} of {sectors}");
-            if let Some(extended) = fitted.extended {
-                let logical: Vec<_> = fitted.extents.iter().filter(|e| e.number > 4).collect();
-                prop_assert!(extended.first < logical[0].first && extended.last == logical[logical.len() - 1].last);
-                for primary in fitted.extents.iter().filter(|e| e.number <= 4) {
-                    prop_assert!(primary.last < extended.first || primary.first > extended.last);
-                    prop_assert!(primary.number != extended.number);
-                }
-            }
-            // Nothing is left over while somebody could still grow behind the last given start.
-            if wanted.iter().any(|s| matches!(s, Size::Fill | Size::Range { max: None, .. }))
-                && layout.partitions.iter().all(|p| p.start.is_none()) {
-                prop_assert!(sectors - table_sectors - at < unit);
-            }
-        }
-    }
-}
+#[path = "fit_tests.rs"]
+mod tests;

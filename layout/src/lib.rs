@@ -12,10 +12,11 @@ pub mod order;
 pub mod parse;
 pub mod pieces;
 pub mod size;
+pub mod stack;
 pub mod types;
 pub mod write;
 
 pub use capture::{CaptureError, Captured, capture};
-pub use fit::{Extent, FitError, Fitted, Geometry, fit};
+pub use fit::{Extent, FitError, Fitted, Geometry, Kept, fit, fit_keeping};
 pub use parse::{ParseError, parse};
 pub use write::to_toml;

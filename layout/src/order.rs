@@ -20,6 +20,32 @@ pub struct InstallOrder {
     pub policy: Policy,
     /// The operator's hooks, in the order in which they run.
     pub hooks: Vec<Hook>,
+    /// The keys of the layout's encrypted containers, by name; this node's alone.
+    pub keys: BTreeMap<String, Secret>,
+}
+
+/// Bytes that no log may show.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Takes the bytes.
+    #[must_use]
+    pub const fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }
 
 impl InstallOrder {
@@ -211,4 +237,44 @@ pub struct Volume {
     pub partlabel: Option<String>,
     /// Where the clone mounts it.
     pub mount: Option<crate::model::Mount>,
+    /// The subvolume of a btrfs that is mounted there; such a file system comes once for each.
+    pub subvolume: Option<crate::model::Subvolume>,
+    /// What it is when it is no partition; then it has no number, and its disk is the first below it.
+    pub layer: Option<Layer>,
+    /// What that lies on in turn, each once; disks and partitions are not among them.
+    pub below: Vec<Layer>,
+    /// The other disks below it.
+    pub more_disks: Vec<String>,
+    /// It stood there before and was kept with its content, which is not the golden tree's.
+    pub preserved: bool,
+}
+
+/// A volume on top of partitions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layer {
+    /// An array of md.
+    Raid {
+        /// Its name: `/dev/md/NAME`.
+        name: String,
+        /// Its UUID as mdadm writes it.
+        uuid: String,
+        /// The version of its superblock.
+        metadata: String,
+    },
+    /// An encrypted container, open.
+    Luks {
+        /// Its name: `/dev/mapper/NAME`.
+        name: String,
+        /// UUID of the container.
+        uuid: String,
+        /// Its options in crypttab.
+        options: String,
+    },
+    /// A logical volume.
+    Lvm {
+        /// The name of its group.
+        group: String,
+        /// Its own.
+        name: String,
+    },
 }

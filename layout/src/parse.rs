@@ -2,6 +2,7 @@
 
 use crate::check::{Place, check};
 use crate::model::Layout;
+use crate::stack::Base;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::fmt;
@@ -47,6 +48,14 @@ struct Places {
     disk: Vec<Spanned<IgnoredAny>>,
     #[serde(default)]
     partition: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    raid: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    luks: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    vg: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    lv: Vec<Spanned<IgnoredAny>>,
 }
 
 /// Reads and checks a layout.
@@ -74,7 +83,11 @@ pub fn parse(text: &str) -> Result<Layout, ParseError> {
         let span = match place {
             Place::File => return Some(0),
             Place::Disk(i) => places.disk.get(i)?.span(),
-            Place::Partition(i) => places.partition.get(i)?.span(),
+            Place::Partition(i) | Place::Volume(Base::Partition(i)) => places.partition.get(i)?.span(),
+            Place::Volume(Base::Raid(i)) => places.raid.get(i)?.span(),
+            Place::Volume(Base::Luks(i)) => places.luks.get(i)?.span(),
+            Place::Volume(Base::Vg(i)) => places.vg.get(i)?.span(),
+            Place::Volume(Base::Lv(i)) => places.lv.get(i)?.span(),
         };
         Some(span.start)
     };
@@ -126,8 +139,8 @@ mount = { path = "/" }
     fn an_unknown_key_is_an_error_with_its_place() {
         assert_eq!(
             error(&GOOD.replace("size = \"fill\"", "size = \"fill\"\nsise = \"fill\"")),
-            "layout line 14, column 1: unknown field `sise`, expected one of `disk`, `number`, `type`, `size`, `start`, \
-             `weight`, `name`, `uuid`, `bootable`, `format`, `mount`, `preserve`, `raw`"
+            "layout line 14, column 1: unknown field `sise`, expected one of `disk`, `id`, `number`, `type`, `size`, `start`, \
+             `weight`, `name`, `uuid`, `bootable`, `format`, `subvolumes`, `mount`, `preserve`, `raw`"
         );
         let nested = error(&GOOD.replace("uuid = \"ABCD-1234\"", "uid = \"ABCD-1234\""));
         assert!(nested.starts_with("layout line 9, column 25: unknown field `uid`"), "{nested}");

@@ -5,6 +5,7 @@
 pub const PIECES: &[&str] = &[
     "fstab",
     "crypttab",
+    "storage",
     "hostname",
     "machine-id",
     "ssh-keys",

@@ -1,6 +1,9 @@
 //! Writing a layout as TOML that people can read and change: comments, one key a line, empty keys left out.
 
-use crate::model::{DiskRule, Format, Layout, Match, Partition, Pick, TableKind};
+use crate::model::{
+    Content, DiskRule, Format, Group, Layout, Logical, Luks, Match, Partition, Pick, Raid, Subvolume,
+    TableKind,
+};
 use std::fmt::Write;
 
 /// `layout` as the text of a layout file. `comments` come first, each as a line with `#`.
@@ -25,6 +28,45 @@ pub fn to_toml(layout: &Layout, comments: &[String]) -> String {
     }
     for partition in &layout.partitions {
         write_partition(&mut text, partition);
+    }
+    for raid in &layout.raids {
+        let Raid { name, level, members, metadata, .. } = raid;
+        text.push_str("\n[[raid]]\n");
+        line(&mut text, "name", &quoted(name));
+        line(&mut text, "level", &level.to_string());
+        line(&mut text, "members", &list(members));
+        line(&mut text, "metadata", &quoted(metadata));
+        write_content(&mut text, &raid.content());
+    }
+    for luks in &layout.luks {
+        let Luks { name, on, version, crypttab, options, .. } = luks;
+        text.push_str("\n[[luks]]\n");
+        line(&mut text, "name", &quoted(name));
+        line(&mut text, "on", &quoted(on));
+        line(&mut text, "version", &version.to_string());
+        if let Some(words) = crypttab {
+            line(&mut text, "crypttab", &quoted(words));
+        }
+        if !options.is_empty() {
+            line(&mut text, "options", &list(options));
+        }
+        write_content(&mut text, &luks.content());
+    }
+    for Group { name, on } in &layout.vgs {
+        text.push_str("\n[[vg]]\n");
+        line(&mut text, "name", &quoted(name));
+        line(&mut text, "on", &list(on));
+    }
+    for lv in &layout.lvs {
+        let Logical { vg, name, size, weight, .. } = lv;
+        text.push_str("\n[[lv]]\n");
+        line(&mut text, "vg", &quoted(vg));
+        line(&mut text, "name", &quoted(name));
+        line(&mut text, "size", &quoted(size));
+        if let Some(weight) = weight {
+            line(&mut text, "weight", &weight.to_string());
+        }
+        write_content(&mut text, &lv.content());
     }
     text
 }
@@ -86,6 +128,7 @@ fn write_disk(text: &mut String, disk: &DiskRule) {
 fn write_partition(text: &mut String, partition: &Partition) {
     let Partition {
         disk,
+        id,
         number,
         kind,
         size,
@@ -94,8 +137,9 @@ fn write_partition(text: &mut String, partition: &Partition) {
         name,
         uuid,
         bootable,
-        format,
-        mount,
+        format: _,
+        subvolumes: _,
+        mount: _,
         preserve,
         raw,
     } = partition;
@@ -106,6 +150,7 @@ fn write_partition(text: &mut String, partition: &Partition) {
         }
     };
     optional("disk", disk.as_deref().map(quoted));
+    optional("id", id.as_deref().map(quoted));
     optional("number", number.map(|n| n.to_string()));
     optional("type", Some(quoted(kind)));
     optional("size", Some(quoted(size)));
@@ -114,9 +159,25 @@ fn write_partition(text: &mut String, partition: &Partition) {
     optional("name", name.as_deref().map(quoted));
     optional("uuid", uuid.as_deref().map(quoted));
     optional("bootable", bootable.then(|| "true".into()));
+    write_content(text, &partition.content());
+    let mut optional = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            line(text, key, &value);
+        }
+    };
+    optional("preserve", preserve.then(|| "true".into()));
+    optional("raw", raw.then(|| "true".into()));
+}
+
+fn write_content(text: &mut String, content: &Content<'_>) {
+    let mut optional = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            line(text, key, &value);
+        }
+    };
     optional(
         "format",
-        format.as_ref().map(|Format { fs, label, uuid, options }| {
+        content.format.map(|Format { fs, label, uuid, options }| {
             table(&[
                 ("fs", Some(quoted(fs.name()))),
                 ("uuid", uuid.as_deref().map(quoted)),
@@ -125,14 +186,26 @@ fn write_partition(text: &mut String, partition: &Partition) {
             ])
         }),
     );
+    optional("subvolumes", (!content.subvolumes.is_empty()).then(|| subvolume_list(content.subvolumes)));
     optional(
         "mount",
-        mount.as_ref().map(|m| {
+        content.mount.map(|m| {
             table(&[("path", Some(quoted(&m.path))), ("options", m.options.as_deref().map(quoted))])
         }),
     );
-    optional("preserve", preserve.then(|| "true".into()));
-    optional("raw", raw.then(|| "true".into()));
+}
+
+fn subvolume_list(subvolumes: &[Subvolume]) -> String {
+    let one = |Subvolume { name, path, options, default }: &Subvolume| {
+        table(&[
+            ("name", Some(quoted(name))),
+            ("path", path.as_deref().map(quoted)),
+            ("options", options.as_deref().map(quoted)),
+            ("default", default.then(|| "true".into())),
+        ])
+    };
+    let lines: String = subvolumes.iter().map(|s| format!("  {},\n", one(s))).collect();
+    format!("[\n{lines}]")
 }
 
 #[cfg(test)]
@@ -179,20 +252,51 @@ mod tests {
     }
 
     prop_compose! {
-        fn partition()(disk in of(text()), number in of(any::<u32>()), kind in text(), size in text(), start in of(text()),
+        fn subvolume()(name in text(), path in of(text()), options in of(text()), default in any::<bool>()) -> Subvolume {
+            Subvolume { name, path, options, default }
+        }
+    }
+
+    prop_compose! {
+        fn partition()(disk in of(text()), id in of(text()), number in of(any::<u32>()), kind in text(), size in text(), start in of(text()),
             weight in of(any::<u32>()), name in of(text()), uuid in of(text()), format in of(format()),
-            mount in of((text(), of(text()))), flags in any::<[bool; 3]>()) -> Partition {
+            subvolumes in proptest::collection::vec(subvolume(), 0..3), mount in of((text(), of(text()))),
+            flags in any::<[bool; 3]>()) -> Partition {
             let mount = mount.map(|(path, options)| Mount { path, options });
             let [bootable, preserve, raw] = flags;
-            Partition { disk, number, kind, size, start, weight, name, uuid, bootable, format, mount, preserve, raw }
+            Partition {
+                disk, id, number, kind, size, start, weight, name, uuid, bootable, format, subvolumes, mount, preserve, raw,
+            }
+        }
+    }
+
+    prop_compose! {
+        fn volumes()(names in proptest::collection::vec(text(), 4), list in proptest::collection::vec(text(), 0..3),
+            number in any::<u32>(), some in of(text()), weight in of(any::<u32>()), format in of(format()),
+            subvolumes in proptest::collection::vec(subvolume(), 0..2), mount in of((text(), of(text())))) -> Layout {
+            let mount = mount.map(|(path, options)| Mount { path, options });
+            let [name, on, metadata, size] = [0, 1, 2, 3].map(|i: usize| names[i].clone());
+            Layout {
+                raids: vec![Raid {
+                    name: name.clone(), level: number, members: list.clone(), metadata, format: format.clone(),
+                    subvolumes: subvolumes.clone(), mount: mount.clone(),
+                }],
+                luks: vec![Luks {
+                    name: name.clone(), on: on.clone(), version: number, crypttab: some, options: list.clone(),
+                    format: format.clone(), subvolumes: subvolumes.clone(), mount: mount.clone(),
+                }],
+                vgs: vec![Group { name: name.clone(), on: list }],
+                lvs: vec![Logical { vg: on, name, size, weight, format, subvolumes, mount }],
+                ..Layout::default()
+            }
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(version in any::<u32>(), disks in proptest::collection::vec(disk(), 1..3),
+        fn what_is_written_reads_back(volumes in volumes(), version in any::<u32>(), disks in proptest::collection::vec(disk(), 1..3),
             partitions in proptest::collection::vec(partition(), 0..4), comment in "\\PC{0,40}") {
-            let layout = Layout { version, disks, partitions };
+            let layout = Layout { version, disks, partitions, ..volumes };
             let text = to_toml(&layout, &[comment]);
             prop_assert_eq!(toml::from_str::<Layout>(&text).map_err(|e| format!("{e}\n{text}")), Ok(layout));
         }

@@ -4,6 +4,7 @@
 use super::names::Spec;
 use super::{Change, Context, Piece};
 use anyhow::{Result, bail};
+use ka_layout::order::{Layer, Volume};
 
 const PATH: &str = "/etc/crypttab";
 /// The one that Arch puts into the initramfs.
@@ -78,6 +79,11 @@ fn file(context: &Context, path: &str) -> Result<Vec<Change>> {
 /// Why a line cannot stay; none when it can.
 fn unusable(context: &Context, path: &str, line: &Line) -> Result<Option<String>> {
     let Some(spec) = Spec::parse(line.device) else { return Ok(None) };
+    // The piece storage sets the lines of this node's own containers right.
+    let own = |v: &Volume| matches!(&v.layer, Some(Layer::Luks { name, .. }) if *name == line.name);
+    if context.volumes.iter().any(own) {
+        return Ok(None);
+    }
     let mapped = format!("/dev/mapper/{}", line.name);
     let golden = &context.order.golden.filesystems;
     if golden.iter().any(|fs| fs.device == mapped || fs.aliases.contains(&mapped)) {

@@ -24,9 +24,9 @@ impl Piece for Debconf {
         let Some(old) = value_of(&database, QUESTION).filter(|v| !v.is_empty()) else {
             return Ok(Vec::new());
         };
-        let disk = &context.boot_volume()?.disk;
+        let names = context.boot_disks()?.map(|disk| stable_name(context, Path::new("/sys"), disk));
         let (devices, empty) = match context.firmware {
-            Firmware::Bios => (stable_name(context, Path::new("/sys"), disk), false),
+            Firmware::Bios => (names.collect::<Vec<_>>().join(", "), false),
             // Nothing boots from the disk's first sector here, so the package must not try.
             Firmware::Uefi => (String::new(), true),
         };

@@ -4,7 +4,7 @@
 
 use super::names::{Meaning, Spec, name_like};
 use super::root::from_bytes;
-use super::{Change, Context, Piece};
+use super::{Change, Context, Piece, subvolumes};
 use anyhow::{Result, bail};
 use ka_layout::model::Fs;
 use ka_layout::order::Volume;
@@ -27,7 +27,7 @@ impl Piece for Fstab {
         let mut lines = Vec::new();
         let mut problems = Vec::new();
         for line in old.lines() {
-            match rewrite(context, line) {
+            match with_subvolume(context, line, rewrite(context, line)) {
                 Outcome::Keep => lines.push(line.to_owned()),
                 Outcome::Replace(new, what) => {
                     changes.push(Change::new("fstab", PATH, what));
@@ -138,7 +138,11 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
     }
     let Some(spec) = fields.device() else { return Outcome::Keep };
     let volume = match context.names().meaning(&spec) {
-        Meaning::Kept(_) => return Outcome::Keep,
+        Meaning::Kept(kept) => match by_place(context, &fields) {
+            // Subvolumes share a UUID; the layout gives this one a file system of its own.
+            Some(volume) if kept.fs == Some(Fs::Btrfs) && volume.device != kept.device => volume,
+            _ => return Outcome::Keep,
+        },
         Meaning::Renamed(volume) => volume,
         Meaning::NotHere(_) | Meaning::Unknown => match by_place(context, &fields) {
             Some(volume) if spec.is_stable() && spec.names(volume) => return Outcome::Keep,
@@ -161,6 +165,23 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
         Some(new) => Outcome::Replace(new, format!("{} is now {name} ({})", fields.spec, fields.dir)),
         None => Outcome::Fail(format!("{} cannot be rewritten", fields.spec)),
     }
+}
+
+/// The same with the subvolume that the layout mounts there; a line without the field of options has none.
+fn with_subvolume(context: &Context, line: &str, outcome: Outcome) -> Outcome {
+    let (now, what) = match &outcome {
+        Outcome::Keep => (line, None),
+        Outcome::Replace(new, what) => (new.as_str(), Some(what)),
+        Outcome::Drop(_) | Outcome::Fail(_) => return outcome,
+    };
+    let Some(fields) = Line::parse(now).filter(|f| !f.is_swap()) else { return outcome };
+    let volume = by_place(context, &fields).filter(|v| fields.device().is_some_and(|s| s.names(v)));
+    let options = volume.and_then(|v| subvolumes::options(&fields, v));
+    let Some((new, options)) = options.and_then(|o| Some((subvolumes::replace_options(now, &o)?, o))) else {
+        return outcome;
+    };
+    let changed = format!("the options of {} are now {options}", fields.dir);
+    Outcome::Replace(new, what.map_or_else(|| changed.clone(), |what| format!("{what}, {changed}")))
 }
 
 /// The volume that the line must mean because of where it is mounted; for swap, the node's only one.
@@ -263,7 +284,7 @@ fn escape_octal(path: &str) -> String {
 mod tests {
     use super::super::testing::{ESP_UUID, Lab, ROOT_UUID, SWAP_UUID};
     use super::*;
-    use ka_layout::model::Mount;
+    use ka_layout::model::{Mount, Subvolume};
     use proptest::prelude::*;
 
     fn kept() -> String {
@@ -428,6 +449,51 @@ mod tests {
                 prop_assert_eq!(once, std::fs::read(lab.target.join("etc/fstab")).unwrap());
             }
         }
+    }
+
+    #[test]
+    fn subvolumes_are_set_right() {
+        let mut lab = Lab::new();
+        let subvolume = |name: &str, path: &str| Subvolume {
+            name: name.into(),
+            path: Some(path.into()),
+            options: None,
+            default: false,
+        };
+        lab.volumes[2].fs = Some(Fs::Btrfs);
+        lab.order.golden.filesystems[0].fs = Fs::Btrfs;
+        let mut home = lab.volumes[2].clone();
+        for (volume, sub) in
+            [(&mut lab.volumes[2], subvolume("@", "/")), (&mut home, subvolume("@home", "/home"))]
+        {
+            volume.mount = sub.mount();
+            volume.subvolume = Some(sub);
+        }
+        lab.volumes.push(home);
+        let mut golden_home = lab.order.golden.filesystems[0].clone();
+        golden_home.path = Some("/home".into());
+        lab.order.golden.filesystems.push(golden_home);
+        let kept = format!("UUID={ROOT_UUID} / btrfs noatime,subvol=@ 0 0\n");
+        lab.file(PATH, &format!("{kept}UUID={ROOT_UUID} /home btrfs subvolid=257 0 0\n"));
+        Fstab.apply(&lab.context()).unwrap();
+        let rest = lab.read(PATH);
+        let rest = rest.strip_prefix(&kept).unwrap_or_else(|| panic!("{rest}"));
+        assert!(rest.starts_with(&format!("UUID={ROOT_UUID} /home btrfs subvol=@home 0 0\n")), "{rest}");
+        assert!(Fstab.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+
+        // The layout gives /home a file system of its own.
+        let own = "eeeeeeee-0000-4000-8000-000000000004";
+        let home = lab.volumes.last_mut().unwrap();
+        (home.device, home.fs, home.uuid) = ("/dev/nvme0n1p4".into(), Some(Fs::Ext4), Some(own.into()));
+        (home.subvolume, home.partuuid, home.label) = (None, None, None);
+        home.mount = Some(Mount { path: "/home".into(), options: None });
+        lab.file(PATH, &format!("{kept}UUID={ROOT_UUID} /home btrfs subvol=@home 0 0\n"));
+        Fstab.apply(&lab.context()).unwrap();
+        assert!(
+            lab.read(PATH).contains(&format!("\nUUID={own} /home ext4 defaults 0 0\n")),
+            "{}",
+            lab.read(PATH)
+        );
     }
 
     #[test]

@@ -14,6 +14,9 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Where the firmware's variables are, in the clone as here.
 pub const EFIVARS: &str = "/sys/firmware/efi/efivars";
 
+/// Where distributions mount the EFI system partition.
+pub const ESPS: [&str; 3] = ["/boot/efi", "/efi", "/boot"];
+
 /// What UEFI calls an architecture.
 pub struct EfiArch {
     /// GRUB's name of the platform.
@@ -41,9 +44,8 @@ pub fn efi_arch(machine: &str) -> Result<EfiArch> {
 /// The clone's EFI system partition and where it is mounted.
 pub fn esp<'a>(context: &'a Context) -> Result<(&'a Volume, &'a str)> {
     let mounted = context.volumes.iter().filter_map(|v| Some((v, v.mount.as_ref()?.path.as_str())));
-    let mut esps = mounted.filter(|(v, path)| {
-        v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ["/boot/efi", "/efi", "/boot"].contains(path))
-    });
+    let mut esps =
+        mounted.filter(|(v, path)| v.fs == Some(Fs::Vfat) && (v.kind == "esp" || ESPS.contains(path)));
     esps.next().context(
         "finding the EFI system partition: this node boots by UEFI and the layout mounts no vfat partition of type esp",
     )
@@ -110,6 +112,9 @@ fn menu_is_stale(context: &Context) -> Result<Option<String>> {
     if found.kernels.is_empty() && !has_entries {
         return Ok(Some("it boots no kernel".into()));
     }
+    if let Some(kernel) = grub_cfg::outside_subvolume(context, &found) {
+        return Ok(Some(format!("{kernel} is not how GRUB finds it in this node's subvolume")));
+    }
     let lost = grub_cfg::unresolved(context, &found);
     if let Some(line) = lost.first() {
         return Ok(Some(format!("it names what is not on this node: {line}")));
@@ -131,13 +136,17 @@ pub fn install_bios(context: &Context) -> Result<Vec<Change>> {
              golden node"
         );
     }
-    let disk = context.boot_volume()?.disk.clone();
     let links = DevLinks::for_programs(context)?;
-    context
-        .run(program, &["--target=i386-pc", &disk], LIMIT)
-        .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
+    let mut changes = Vec::new();
+    // Every disk of an array: the machine boots from whichever is left.
+    for disk in context.boot_disks()? {
+        context
+            .run(program, &["--target=i386-pc", disk], LIMIT)
+            .with_context(|| format!("installing GRUB for BIOS on {disk}"))?;
+        changes.push(Change::new("bootloader", disk, "GRUB for BIOS installed"));
+    }
     drop(links);
-    Ok(vec![Change::new("bootloader", disk, "GRUB for BIOS installed")])
+    Ok(changes)
 }
 
 /// Puts it on the ESP, under the distribution's name and at the removable path, and sees to the boot entry.
@@ -316,6 +325,20 @@ mod tests {
             ["grub2-install --target=i386-pc /dev/nvme0n1", "grub2-mkconfig -o /boot/grub2/grub.cfg"]
         );
         assert!(make_menu(&context).unwrap().is_empty());
+    }
+
+    #[test]
+    fn every_disk_of_an_array_boots() {
+        let mut lab = Lab::new();
+        lab.firmware = Firmware::Bios;
+        lab.file("/usr/sbin/grub-install", "").file("/usr/lib/grub/i386-pc/x", "");
+        lab.volumes[2].more_disks = vec!["/dev/sdb".into()];
+        let context = lab.pretending(|_| Ok(String::new()));
+        assert_eq!(install_bios(&context).unwrap().len(), 2);
+        assert_eq!(
+            context.ran(),
+            ["grub-install --target=i386-pc /dev/nvme0n1", "grub-install --target=i386-pc /dev/sdb"]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::names::{Meaning, Spec};
 use super::{Context, esp_files, root::Root};
 use anyhow::Result;
+use ka_layout::model::Subvolume;
 use ka_layout::order::Firmware;
 
 /// GRUB's configuration as it stands where GRUB has its usual name.
@@ -39,6 +40,8 @@ pub struct GrubCfg {
     pub blscfg: bool,
     /// Whether it leads to another configuration file.
     pub leads_on: bool,
+    /// Whether paths begin at a btrfs's default subvolume and not at its top, as SUSE has it.
+    pub from_default: bool,
 }
 
 /// Reads a `grub.cfg`.
@@ -78,6 +81,9 @@ pub fn parse(text: &str) -> GrubCfg {
             }
             "blscfg" => found.blscfg = true,
             "configfile" => found.leads_on = true,
+            "set" if arguments.first().is_some_and(|a| a.starts_with("btrfs_relative_path=")) => {
+                found.from_default = true;
+            }
             "set" if arguments.first().is_some_and(|a| a.starts_with("kernelopts=")) => {
                 let names = command_line_names(line.split_once("kernelopts=").map_or("", |(_, rest)| rest))
                     .into_iter();
@@ -124,6 +130,20 @@ pub fn unresolved(context: &Context, found: &GrubCfg) -> Vec<String> {
     lost.map(|(_, line)| line.clone()).collect()
 }
 
+/// The kernel whose path does not begin with the subvolume that holds `/boot`, or begins with one although there is none:
+/// GRUB sees a btrfs from its top, and SUSE's from its default subvolume.
+pub fn outside_subvolume(context: &Context, found: &GrubCfg) -> Option<String> {
+    let boot = context.boot_volume().ok()?;
+    let seen_whole = |s: &&Subvolume| !(s.default && found.from_default);
+    let prefix = boot.subvolume.as_ref().filter(seen_whole).map(|s| format!("/{}/", s.name));
+    let plain = |path: &str| path.strip_prefix("($root)").unwrap_or(path).to_owned();
+    let right = |path: &str| match &prefix {
+        Some(prefix) => path.starts_with(prefix),
+        None => boot.subvolume.is_some() || !path.starts_with("/@"),
+    };
+    found.kernels.iter().find(|k| !right(&plain(k))).cloned()
+}
+
 /// The file of the clone that GRUB's `path` means: below `/` or, where `/boot` is a file system of its own, below that;
 /// a btrfs subvolume (`/@`) may come first.
 pub fn in_clone(root: &Root, path: &str) -> Option<String> {
@@ -158,6 +178,31 @@ menuentry 'Debian' --class debian $menuentry_id_option 'gnulinux-simple-UUID' {
 	search --no-floppy --label 'my-root' --set=root
 	search --file /x --set=root
 "#;
+
+    #[test]
+    fn kernels_are_sought_in_the_subvolume_that_holds_them() {
+        let mut lab = Lab::new();
+        let of = |kernel: &str| GrubCfg { kernels: vec![kernel.into()], ..GrubCfg::default() };
+        assert_eq!(outside_subvolume(&lab.context(), &of("/boot/vmlinuz")), None);
+        assert_eq!(
+            outside_subvolume(&lab.context(), &of("/@/boot/vmlinuz")).as_deref(),
+            Some("/@/boot/vmlinuz")
+        );
+        lab.volumes[2].subvolume = Some(ka_layout::model::Subvolume {
+            name: "@root".into(),
+            path: Some("/".into()),
+            options: None,
+            default: false,
+        });
+        assert_eq!(outside_subvolume(&lab.context(), &of("($root)/@root/boot/vmlinuz")), None);
+        assert!(outside_subvolume(&lab.context(), &of("/@/boot/vmlinuz")).is_some());
+        assert!(outside_subvolume(&lab.context(), &of("/boot/vmlinuz")).is_some());
+        // That it is the default one means nothing to GRUB, but for SUSE's.
+        lab.volumes[2].subvolume.as_mut().unwrap().default = true;
+        assert!(outside_subvolume(&lab.context(), &of("/boot/vmlinuz")).is_some());
+        let suse = parse("set btrfs_relative_path=\"y\"\nlinux /boot/vmlinuz ro\n");
+        assert_eq!(outside_subvolume(&lab.context(), &suse), None);
+    }
 
     #[test]
     fn names_kernels_and_initrds_are_found() {

@@ -22,21 +22,24 @@ impl Piece for GrubDevices {
     fn apply(&self, context: &Context) -> Result<Vec<Change>> {
         let root = &context.root;
         let mut changes = Vec::new();
-        let disk = stable_name(context, Path::new("/sys"), &context.boot_volume()?.disk);
+        let disks: Vec<String> =
+            context.boot_disks()?.map(|disk| stable_name(context, Path::new("/sys"), disk)).collect();
         if let Some(old) = root.read_text(SUSE)?
             && context.firmware == Firmware::Bios
             && old.lines().any(|l| l.trim().starts_with("/dev/"))
         {
             // Besides devices it says what else is to be done: activate, generic_mbr.
             let rest = old.lines().filter(|l| !l.trim().starts_with("/dev/"));
-            let new: String = std::iter::once(disk.as_str()).chain(rest).map(|l| format!("{l}\n")).collect();
+            let new: String =
+                disks.iter().map(String::as_str).chain(rest).map(|l| format!("{l}\n")).collect();
             if root.write_text(SUSE, &new, 0o644)? {
-                changes.push(Change::new("grub-devices", SUSE, disk.clone()));
+                changes.push(Change::new("grub-devices", SUSE, disks.join(", ")));
             }
         }
         for map in MAPS {
-            if root.exists(map) && root.write_text(map, &format!("(hd0)\t{disk}\n"), 0o644)? {
-                changes.push(Change::new("grub-devices", *map, disk.clone()));
+            let lines: String = disks.iter().enumerate().map(|(n, d)| format!("(hd{n})\t{d}\n")).collect();
+            if root.exists(map) && root.write_text(map, &lines, 0o644)? {
+                changes.push(Change::new("grub-devices", *map, disks.join(", ")));
             }
         }
         Ok(changes)
@@ -66,6 +69,13 @@ mod tests {
         assert_eq!(lab.read(SUSE), "/dev/disk/by-id/ata-DISK_9\nactivate\ngeneric_mbr\n");
         assert_eq!(lab.read("/boot/grub2/device.map"), "(hd0)\t/dev/disk/by-id/ata-DISK_9\n");
         assert!(GrubDevices.apply(&context).unwrap().is_empty());
+        drop(context);
+        // Both disks of an array.
+        lab.volumes.iter_mut().for_each(|v| v.more_disks = vec!["/dev/ka-other".into()]);
+        let context = lab.pretending(|_| anyhow::bail!("no"));
+        assert_eq!(GrubDevices.apply(&context).unwrap().len(), 2);
+        assert_eq!(lab.read(SUSE), "/dev/ka-none\n/dev/ka-other\nactivate\ngeneric_mbr\n");
+        assert_eq!(lab.read("/boot/grub2/device.map"), "(hd0)\t/dev/ka-none\n(hd1)\t/dev/ka-other\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::initramfs_tools::{Builder, Kernel, kernels};
 use super::names::Spec;
 use super::{Change, Context, Piece, entries, uki};
 use anyhow::{Context as _, Result, bail};
-use ka_layout::order;
+use ka_layout::order::{self, Layer};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -23,7 +23,12 @@ impl Piece for Initramfs {
     fn apply(&self, context: &Context) -> Result<Vec<Change>> {
         let policy = context.order.policy.initramfs;
         let mut reasons = context.stale_initramfs.borrow().clone();
-        let disks: BTreeSet<&str> = context.volumes.iter().map(|v| v.disk.as_str()).collect();
+        let disks: BTreeSet<&str> = context
+            .volumes
+            .iter()
+            .flat_map(|v| v.more_disks.iter().chain([&v.disk]))
+            .map(String::as_str)
+            .collect();
         let needed = needed_modules(Path::new("/sys"), &disks, context);
         log::debug!("the node's disks need {needed:?}");
         let mut changes = Vec::new();
@@ -61,6 +66,10 @@ impl Piece for Initramfs {
         };
         log::info!("building the initramfs anew: {reason}");
         builder.build(context, &kernels).with_context(|| format!("building the initramfs ({reason})"))?;
+        let problems = if context.is_dry() { Vec::new() } else { unable(context, builder)? };
+        if !problems.is_empty() {
+            bail!("looking at the initramfs that was built: {}", problems.join("; "));
+        }
         changes.push(Change::new("initramfs", "/boot", format!("built anew: {reason}")));
         Ok(changes)
     }
@@ -93,13 +102,81 @@ fn needed_modules(sysfs: &Path, disks: &BTreeSet<&str>, context: &Context) -> BT
             }
         }
     }
-    let root = context.mounted_at("/").and_then(|v| v.fs);
-    needed.extend(root.map(|fs| match fs.name() {
-        "ext2" | "ext3" => "ext4".to_owned(),
-        other => other.to_owned(),
-    }));
+    needed.extend(root_modules(context));
     needed.retain(|name| !IRRELEVANT.contains(&name.as_str()));
     needed
+}
+
+/// The modules of the root file system and of what it lies on.
+fn root_modules(context: &Context) -> BTreeSet<String> {
+    let Some(root) = context.mounted_at("/") else { return BTreeSet::new() };
+    let fs = root.fs.map(|fs| match fs.name() {
+        "ext2" | "ext3" => "ext4",
+        other => other,
+    });
+    let layers = root_layers(context).map(|layer| match layer {
+        Layer::Raid { .. } => "raid1",
+        Layer::Luks { .. } => "dm_crypt",
+        Layer::Lvm { .. } => "dm_mod",
+    });
+    fs.into_iter().chain(layers).map(str::to_owned).collect()
+}
+
+/// What the root file system lies on.
+fn root_layers<'c>(context: &'c Context<'_>) -> impl Iterator<Item = &'c Layer> {
+    context.mounted_at("/").into_iter().flat_map(|v| v.layer.iter().chain(&v.below))
+}
+
+/// What an initramfs needs to open a layer: the names of programs one of which must be there, and what brings them.
+const fn opener(layer: &Layer) -> (&'static [&'static str], &'static str) {
+    match layer {
+        Layer::Raid { .. } => (&["mdadm"], "mdadm, and for mkinitcpio its hook mdadm_udev"),
+        Layer::Luks { .. } => (
+            &["cryptsetup", "systemd-cryptsetup"],
+            "cryptsetup, on Debian cryptsetup-initramfs, and for mkinitcpio its hook encrypt or sd-encrypt",
+        ),
+        Layer::Lvm { .. } => (&["lvm"], "lvm2, and for mkinitcpio its hook lvm2"),
+    }
+}
+
+/// What an initramfs that was just built lacks to mount `/`. Where the root file system lies on a plain partition and
+/// Debian's default puts every driver in, nobody looks: that would cost an unpacking of each.
+fn unable(context: &Context, builder: Builder) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    if root_layers(context).next().is_none() && holds_all_drivers(context, builder)? {
+        return Ok(problems);
+    }
+    for Kernel { version, image } in kernels(context)? {
+        let Some(image) = image else { continue };
+        let Some(list) = builder.list(context, &image)? else { continue };
+        let names: BTreeSet<&str> =
+            list.split_ascii_whitespace().filter_map(|word| word.rsplit('/').next()).collect();
+        for layer in root_layers(context) {
+            let (programs, source) = opener(layer);
+            if !programs.iter().any(|p| names.contains(p)) {
+                problems.push(format!(
+                    "{image} has no {}, and / lies on what it opens: the golden node needs {source}",
+                    programs[0]
+                ));
+            }
+        }
+        let missing = absent(context, &version, &list, &root_modules(context))?;
+        if !missing.is_empty() {
+            problems.push(format!("{image} lacks {}, without which / cannot be mounted", missing.join(", ")));
+        }
+    }
+    problems.dedup();
+    Ok(problems)
+}
+
+/// Which of the modules `wanted` the kernel has, but neither built in nor in the image of which `list` says what it holds.
+fn absent(context: &Context, version: &str, list: &str, wanted: &BTreeSet<String>) -> Result<Vec<String>> {
+    let Some(provided) = provides(context, version)? else { return Ok(Vec::new()) };
+    let builtin =
+        context.root.read_text(format!("/lib/modules/{version}/modules.builtin"))?.unwrap_or_default();
+    let inside: BTreeSet<String> = list.lines().chain(builtin.lines()).filter_map(module_of).collect();
+    // What the kernel does not have at all was judged before.
+    Ok(wanted.difference(&inside).filter(|m| provided.contains(*m)).cloned().collect())
 }
 
 /// Whether the clone's kernel has a module, built in or not; none when its modules are not listed.
@@ -154,6 +231,13 @@ fn baked_root(context: &Context) -> Option<String> {
     (!is_here).then(|| format!("the golden node's root {uuid} is not on this node"))
 }
 
+/// Whether the images hold every driver, as Debian's default has it; looking would cost an unpacking of each. The others
+/// put in what the golden node needed.
+fn holds_all_drivers(context: &Context, builder: Builder) -> Result<bool> {
+    Ok(builder == Builder::InitramfsTools
+        && setting(context, "MODULES")?.as_deref().unwrap_or("most") == "most")
+}
+
 /// For each initramfs the drivers that it lacks, as reasons to build it anew.
 fn missing_drivers(
     context: &Context,
@@ -162,15 +246,11 @@ fn missing_drivers(
     needed: &BTreeSet<String>,
 ) -> Result<Vec<String>> {
     let mut reasons = Vec::new();
-    // Debian's default puts all drivers in; looking would cost an unpacking of each. The others put in what the golden
-    // node needed.
-    let is_all = builder == Builder::InitramfsTools
-        && setting(context, "MODULES")?.as_deref().unwrap_or("most") == "most";
-    if is_all {
+    if holds_all_drivers(context, builder)? {
         return Ok(reasons);
     }
     for Kernel { version, image } in kernels {
-        let (Some(image), Some(provided)) = (image, provides(context, version)?) else { continue };
+        let Some(image) = image else { continue };
         let list = match builder.list(context, image) {
             Ok(Some(list)) => list,
             Ok(None) => continue,
@@ -179,12 +259,7 @@ fn missing_drivers(
                 continue;
             }
         };
-        let builtin =
-            context.root.read_text(format!("/lib/modules/{version}/modules.builtin"))?.unwrap_or_default();
-        let inside: BTreeSet<String> = list.lines().chain(builtin.lines()).filter_map(module_of).collect();
-        // What the kernel does not have at all was judged before.
-        let missing: Vec<&str> =
-            needed.difference(&inside).filter(|m| provided.contains(*m)).map(String::as_str).collect();
+        let missing = absent(context, version, &list, needed)?;
         if !missing.is_empty() {
             reasons.push(format!("{image} lacks {}", missing.join(", ")));
         }
@@ -309,6 +384,47 @@ mod tests {
         let changes = Initramfs.apply(&context).unwrap();
         assert!(changes[0].what.contains("arch.efi has root="), "{changes:?}");
         assert_eq!(context.ran(), ["mkinitcpio -P"]);
+    }
+
+    #[test]
+    fn an_image_that_cannot_open_the_root_is_no_success() {
+        let mut lab = lab_with_kernel(
+            "kernel/fs/ext4/ext4.ko\nkernel/drivers/md/dm-mod.ko\n",
+            "kernel/drivers/md/dm-crypt.ko:\nkernel/drivers/md/raid1.ko:\n",
+        );
+        lab.file("/boot/initrd.img-6.1", "i")
+            .file("/usr/sbin/update-initramfs", "")
+            .file("/usr/bin/lsinitramfs", "");
+        lab.volumes[2].layer = Some(Layer::Lvm { group: "vg0".into(), name: "root".into() });
+        let luks = Layer::Luks { name: "c".into(), uuid: "1".into(), options: "luks".into() };
+        lab.volumes[2].below = vec![luks];
+        let modules = "usr/lib/modules/6.1/kernel/drivers/md/dm-crypt.ko\n";
+        let cases = [
+            ("", "", Some("has no lvm")),
+            (
+                modules,
+                "usr/sbin/lvm\n",
+                Some("initrd.img-6.1 has no cryptsetup, and / lies on what it opens"),
+            ),
+            ("", "usr/sbin/lvm\nusr/sbin/cryptsetup\n", Some("initrd.img-6.1 lacks dm_crypt, without which")),
+            (modules, "usr/sbin/lvm\nusr/sbin/cryptsetup\n", None),
+        ];
+        for (modules, programs, wanted) in cases {
+            let list = format!("{modules}{programs}");
+            let context = lab.pretending(move |_| Ok(list.clone()));
+            context.initramfs_is_stale("the volumes of this node are new".into());
+            match (Initramfs.apply(&context), wanted) {
+                (Ok(changes), None) => assert_eq!(changes.len(), 1),
+                (Err(e), Some(wanted)) => assert!(format!("{e:#}").contains(wanted), "{e:#}"),
+                (other, wanted) => panic!("{other:?}, not {wanted:?}"),
+            }
+        }
+        // On a plain partition nobody looks.
+        (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
+        let context = lab.pretending(|_| Ok(String::new()));
+        context.initramfs_is_stale("the swap changed".into());
+        Initramfs.apply(&context).unwrap();
+        assert_eq!(context.ran(), ["update-initramfs -u -k all"]);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! entries are rewritten by the same rules; `grub.cfg` itself is made anew when it names what is not here.
 
 use super::names::{Meaning, Spec, name_like};
-use super::{Change, Context, Piece};
+use super::{Change, Context, Piece, subvolumes};
 use anyhow::Result;
+use ka_layout::order::Layer;
 
 /// The piece.
 pub struct KernelCmdline;
@@ -72,11 +73,19 @@ pub fn rewrite_text(context: &Context, text: &str, done: &mut Vec<String>) -> Re
 pub fn rewrite(context: &Context, line: &str, done: &mut Vec<String>) -> Result<String> {
     let is_gap = |c: char| c.is_ascii_whitespace() || c == '"' || c == '\'';
     let mut out = String::with_capacity(line.len());
+    // A root that lies in a subvolume now, and did not before.
+    let mut flags = subvolumes::root_choice(context).filter(|_| !line.contains("rootflags="));
     for piece in line.split_inclusive(is_gap) {
         let word = piece.trim_end_matches(is_gap);
-        let end = &piece[word.len()..];
+        let mut end = &piece[word.len()..];
+        let with_flags = word.strip_prefix("root=").and_then(|_| flags.take()).map(|choice| {
+            let whole = format!(" rootflags={choice}{end}");
+            done.push(format!("rootflags={choice} added"));
+            whole
+        });
+        end = with_flags.as_deref().unwrap_or(end);
         match replacement(context, word)? {
-            Replacement::Keep => out.push_str(piece),
+            Replacement::Keep => out.extend([word, end]),
             Replacement::Drop => {
                 done.push(format!("{word} dropped"));
                 // The blank before it goes when a quote or the line's end follows, else the one behind it.
@@ -111,6 +120,13 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
     let dropped_if = |lost: bool| if lost { Replacement::Drop } else { Replacement::Keep };
     match key {
         "root" | "resume" => {}
+        "rootflags" | "rootfstype" => {
+            return Ok(match subvolumes::root_words(context, key, value) {
+                Some(words) if words == value => Replacement::Keep,
+                Some(words) => Replacement::With(format!("{before}{key}={words}")),
+                None => Replacement::Drop,
+            });
+        }
         // Where to find a file in a swap space is worth nothing in another one.
         "resume_offset" => return Ok(dropped_if(context.names().swaps().next().is_none())),
         // What dracut and mkinitcpio are to assemble before the root can be mounted; they wait for it.
@@ -118,9 +134,13 @@ fn replacement(context: &Context, word: &str) -> Result<Replacement> {
         "rd.lvm.vg" => {
             return Ok(dropped_if(!has_device(context, &format!("/dev/{value}/")) && !is_mapped(context)));
         }
-        "rd.md.uuid" => return Ok(dropped_if(!has_device(context, "/dev/md"))),
+        "rd.md.uuid" => return Ok(dropped_if(!has_array(context, value))),
         "rd.luks.uuid" | "rd.luks.name" | "cryptdevice" => {
-            return Ok(dropped_if(!has_container(context, value)));
+            return Ok(match opened(context, key, value) {
+                Some(words) if words == setting => Replacement::Keep,
+                Some(words) => Replacement::With(format!("{before}{words}")),
+                None => Replacement::Drop,
+            });
         }
         _ => return Ok(Replacement::Keep),
     }
@@ -159,13 +179,59 @@ fn has_logical_volume(context: &Context, name: &str) -> bool {
         || has_device(context, "/dev/dm-")
 }
 
-/// Whether the node has the encrypted container that `rd.luks.uuid=luks-UUID`, `rd.luks.name=UUID=name` or
-/// `cryptdevice=UUID=...:name` means.
-fn has_container(context: &Context, value: &str) -> bool {
+/// Whether the node has the array of this UUID; without that word all arrays are assembled.
+fn has_array(context: &Context, value: &str) -> bool {
+    let plain = |uuid: &str| uuid.replace([':', '-'], "").to_ascii_lowercase();
+    let mut layers = context.volumes.iter().filter_map(|v| v.layer.as_ref());
+    layers.any(|l| matches!(l, Layer::Raid { uuid, .. } if plain(uuid) == plain(value)))
+        || (!knows_layers(context) && has_device(context, "/dev/md"))
+}
+
+/// Whether this node's volumes say what they lie on.
+fn knows_layers(context: &Context) -> bool {
+    context.volumes.iter().any(|v| v.layer.is_some())
+}
+
+/// What `rd.luks.uuid=luks-UUID`, `rd.luks.name=UUID=name` or `cryptdevice=UUID=uuid:name` become where containers have
+/// new UUIDs: the node's container of that name, or its only one; `rd.luks.uuid`, which has no name, all of them. None
+/// where the node has no such container.
+fn opened(context: &Context, key: &str, value: &str) -> Option<String> {
     let device = value.split(':').next().unwrap_or_default();
     let uuid = device.strip_prefix("UUID=").unwrap_or(device);
-    let uuid = uuid.strip_prefix("luks-").unwrap_or(uuid).split('=').next().unwrap_or_default();
-    context.names().bearer(&Spec::Uuid(uuid.to_owned())).is_some() || is_mapped(context)
+    let bare = uuid.strip_prefix("luks-").unwrap_or(uuid).split('=').next().unwrap_or_default();
+    let is_here = context.names().bearer(&Spec::Uuid(bare.to_owned())).is_some();
+    if is_here || (!knows_layers(context) && is_mapped(context)) {
+        return Some(format!("{key}={value}"));
+    }
+    let mut containers: Vec<(&str, &str)> = Vec::new();
+    for volume in context.volumes {
+        if let Some(Layer::Luks { name, uuid, .. }) = &volume.layer
+            && !containers.contains(&(name, uuid))
+        {
+            containers.push((name, uuid));
+        }
+    }
+    let named = |name: &str| {
+        let only = (containers.len() == 1).then(|| containers[0]);
+        containers.iter().find(|(own, _)| *own == name).copied().or(only)
+    };
+    match key {
+        "rd.luks.uuid" => {
+            let prefix = if uuid.starts_with("luks-") { "luks-" } else { "" };
+            let words = containers.iter().map(|(_, uuid)| format!("rd.luks.uuid={prefix}{uuid}"));
+            Some(words.collect::<Vec<_>>().join(" ")).filter(|words| !words.is_empty())
+        }
+        "rd.luks.name" => {
+            let (name, uuid) = named(value.split_once('=')?.1)?;
+            Some(format!("rd.luks.name={uuid}={name}"))
+        }
+        _ => {
+            let mut fields = value.splitn(3, ':').skip(1);
+            let (name, uuid) = named(fields.next().unwrap_or_default())?;
+            let rest = fields.next().map(|options| format!(":{options}")).unwrap_or_default();
+            Some(format!("{key}=UUID={uuid}:{name}{rest}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +288,99 @@ mod tests {
         lab.file("/etc/kernel/cmdline", words);
         assert!(KernelCmdline.apply(&lab.context()).unwrap().is_empty());
         assert_eq!(lab.read("/etc/kernel/cmdline"), words);
+    }
+
+    #[test]
+    fn containers_and_arrays_of_this_node_have_their_own_uuids() {
+        let mut lab = Lab::new();
+        let luks = |name: &str, uuid: &str| {
+            Some(Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks".into() })
+        };
+        let becomes = |lab: &Lab, words: &str| {
+            let mut done = Vec::new();
+            let new = rewrite_text(&lab.context(), words, &mut done).unwrap();
+            assert_eq!(
+                rewrite_text(&lab.context(), &new, &mut Vec::new()).unwrap(),
+                new,
+                "a second run changes nothing"
+            );
+            new
+        };
+        lab.volumes[2].layer = luks("crypt", "1111");
+        assert_eq!(
+            becomes(
+                &lab,
+                "rd.luks.uuid=luks-dead rd.luks.name=dead=root cryptdevice=UUID=dead:root:discard rd.md.uuid=1:2 ro"
+            ),
+            "rd.luks.uuid=luks-1111 rd.luks.name=1111=crypt cryptdevice=UUID=1111:crypt:discard ro"
+        );
+        lab.volumes[1].layer = luks("swap", "2222");
+        assert_eq!(becomes(&lab, "rd.luks.uuid=dead ro"), "rd.luks.uuid=2222 rd.luks.uuid=1111 ro");
+        assert_eq!(
+            becomes(&lab, "rd.luks.name=dead=crypt rd.luks.name=dead=other ro"),
+            "rd.luks.name=1111=crypt ro"
+        );
+        let raid = |uuid: &str| Layer::Raid { name: "md0".into(), uuid: uuid.into(), metadata: "1.2".into() };
+        (lab.volumes[1].layer, lab.volumes[2].layer) =
+            (None, Some(raid("aaaaaaaa:bbbbbbbb:cccccccc:dddddddd")));
+        lab.volumes[2].device = "/dev/md0".into();
+        assert_eq!(
+            becomes(
+                &lab,
+                "rd.md.uuid=1:2:3:4 rd.md.uuid=AAAAAAAA:bbbbbbbb:cccccccc:dddddddd rd.luks.uuid=luks-dead ro"
+            ),
+            "rd.md.uuid=AAAAAAAA:bbbbbbbb:cccccccc:dddddddd ro",
+            "an old array would be waited for"
+        );
+    }
+
+    #[test]
+    fn the_root_is_mounted_by_its_own_subvolume() {
+        let mut lab = Lab::new();
+        let becomes = |lab: &Lab, words: &str| {
+            let new = rewrite_text(&lab.context(), words, &mut Vec::new()).unwrap();
+            let again = rewrite_text(&lab.context(), &new, &mut Vec::new()).unwrap();
+            assert_eq!(again, new, "a second run changes nothing");
+            new
+        };
+        assert_eq!(becomes(&lab, "root=LABEL=label3 rootflags=subvol=root ro"), "root=LABEL=label3 ro");
+        assert_eq!(
+            becomes(&lab, "rootfstype=ext4 rootflags=data=journal"),
+            "rootfstype=ext4 rootflags=data=journal"
+        );
+        lab.volumes[2].fs = Some(Fs::Btrfs);
+        let subvolume = |default| ka_layout::model::Subvolume {
+            name: "@".into(),
+            path: Some("/".into()),
+            options: None,
+            default,
+        };
+        lab.volumes[2].subvolume = Some(subvolume(false));
+        assert_eq!(
+            becomes(&lab, "root=LABEL=label3\nrootfstype=ext4 rootflags=data=journal\n"),
+            "root=LABEL=label3 rootflags=subvol=@\nrootfstype=btrfs rootflags=subvol=@\n"
+        );
+        assert_eq!(
+            becomes(&lab, "A=\"root=LABEL=label3\"\n"),
+            "A=\"root=LABEL=label3 rootflags=subvol=@\"\n"
+        );
+        lab.order.golden.filesystems[0].fs = Fs::Btrfs;
+        let mut check = |default, words: &str, wanted: &str| {
+            lab.volumes[2].subvolume = Some(subvolume(default));
+            assert_eq!(becomes(&lab, words), wanted);
+        };
+        check(
+            false,
+            "root=LABEL=label3 rootflags=subvol=/@,ssd",
+            "root=LABEL=label3 rootflags=subvol=/@,ssd",
+        );
+        check(
+            false,
+            "root=LABEL=label3 rootflags=ssd,subvolid=256",
+            "root=LABEL=label3 rootflags=ssd,subvol=@",
+        );
+        check(true, "root=LABEL=label3 rootflags=subvol=root ro", "root=LABEL=label3 ro");
+        check(true, "root=LABEL=label3 ro", "root=LABEL=label3 ro");
     }
 
     #[test]

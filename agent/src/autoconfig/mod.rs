@@ -37,6 +37,8 @@ mod resume;
 mod root;
 mod selinux;
 mod ssh_keys;
+mod storage;
+mod subvolumes;
 mod systemd_boot;
 mod uki;
 mod verify;
@@ -44,6 +46,7 @@ mod wipe;
 
 use anyhow::{Context as _, Result, anyhow};
 use chroot::Chroot;
+use ka_layout::model::Fs;
 use ka_layout::order::{Firmware, InstallOrder, Volume};
 use names::Names;
 use programs::Programs;
@@ -99,7 +102,9 @@ impl<'a> Context<'a> {
         firmware: Firmware,
         network: Option<&'a Nic>,
     ) -> Result<Self> {
-        let root = Root::open(target)?.keeping(&order.policy.keep);
+        let kept: Vec<String> =
+            order.policy.keep.iter().cloned().chain(volumes.iter().filter_map(foreign)).collect();
+        let root = Root::open(target)?.keeping(&kept);
         Ok(Self {
             target,
             order,
@@ -145,9 +150,24 @@ impl<'a> Context<'a> {
         self.mounted_at("/boot").map_or_else(|| self.root_volume(), Ok)
     }
 
+    /// The disks that a BIOS may boot: all below `/boot`.
+    fn boot_disks(&self) -> Result<impl Iterator<Item = &String>> {
+        let boot = self.boot_volume()?;
+        Ok(std::iter::once(&boot.disk).chain(&boot.more_disks))
+    }
+
     fn initramfs_is_stale(&self, reason: String) {
         self.stale_initramfs.borrow_mut().push(reason);
     }
+}
+
+/// What of a preserved volume no piece changes: all of it is the node's own. On an ESP the boot loader gets its directory,
+/// and the boot entries of other systems stay.
+fn foreign(volume: &Volume) -> Option<String> {
+    let mount = volume.mount.as_ref().filter(|_| volume.preserved)?;
+    let is_esp =
+        volume.kind == "esp" || (volume.fs == Some(Fs::Vfat) && grub::ESPS.contains(&mount.path.as_str()));
+    Some(if is_esp { format!("{}/loader", mount.path) } else { mount.path.clone() })
 }
 
 /// Something that autoconfig did to the clone, or noticed.
@@ -193,6 +213,7 @@ trait Piece {
 const PIECES: &[&dyn Piece] = &[
     &fstab::Fstab,
     &crypttab::Crypttab,
+    &storage::Storage,
     &hostname::Hostname,
     &machine_id::MachineId,
     &ssh_keys::SshKeys,

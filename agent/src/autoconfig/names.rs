@@ -3,7 +3,7 @@
 //! the same mount path; any other stable name (UUID, label) means the volume that bears it.
 
 use ka_layout::model::Fs;
-use ka_layout::order::{Golden, GoldenFs, Volume};
+use ka_layout::order::{Golden, GoldenFs, Layer, Volume};
 
 /// A name by which configuration refers to a local block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,14 @@ impl Spec {
     /// Whether `volume` bears this name, whatever else may.
     pub fn names(&self, volume: &Volume) -> bool {
         match self {
-            Self::Uuid(uuid) => same(volume.uuid.as_ref(), uuid),
+            Self::Uuid(uuid) => {
+                // crypttab names the container, not what is in it.
+                let container = match &volume.layer {
+                    Some(Layer::Luks { uuid, .. }) => Some(uuid),
+                    _ => None,
+                };
+                same(volume.uuid.as_ref(), uuid) || same(container, uuid)
+            }
             Self::PartUuid(uuid) => same(volume.partuuid.as_ref(), uuid),
             Self::Label(label) => volume.label.as_ref() == Some(label),
             Self::PartLabel(label) => volume.partlabel.as_ref() == Some(label),
@@ -120,10 +127,11 @@ impl<'a> Names<'a> {
         Meaning::Unknown
     }
 
-    /// The one volume of this node that bears the name; none when none or several do.
+    /// The one volume of this node that bears the name; none when none or several do. The mounted subvolumes of one btrfs
+    /// are one.
     pub fn bearer(&self, spec: &Spec) -> Option<&'a Volume> {
         let mut bearers = self.volumes.iter().filter(|v| spec.names(v));
-        bearers.next().filter(|_| bearers.next().is_none())
+        bearers.next().filter(|first| bearers.all(|v| v.device == first.device))
     }
 
     /// The node's volume that stands for a golden file system: that of the same mount path; for swap that of the same UUID

@@ -60,6 +60,35 @@ fn a_kept_file_is_changed_by_no_piece_and_every_change_names_its_file() {
     );
 }
 
+#[test]
+fn what_a_preserved_partition_holds_is_no_pieces_business() {
+    let mut lab = Lab::new();
+    let random = ["/srv/lib/systemd/random-seed", "/boot/efi/loader/random-seed", "/efi/loader/random-seed"];
+    random.iter().for_each(|file| {
+        lab.file(file, "x");
+    });
+    lab.file("/srv/lib/docker/swarm/x", "x")
+        .file("/srv/lib/docker/swarm/own/mine", "x")
+        .file("/boot/efi/EFI/debian/y", "x")
+        .file("/var/log/x.log", "x");
+    std::os::unix::fs::symlink("../srv/lib", lab.target.join("var/lib")).unwrap();
+    for (volume, path) in [(0, "/boot/efi"), (1, "/srv/lib/systemd"), (2, "/srv/lib/docker/swarm/own")] {
+        let volume = &mut lab.volumes[volume];
+        volume.mount = Some(ka_layout::model::Mount { path: path.into(), options: None });
+        volume.preserved = true;
+    }
+    lab.order.policy.only = vec!["leftovers".into(), "wipe".into()];
+    lab.order.policy.wipe = vec!["docker".into()];
+    apply_all(&lab.context(), PIECES).unwrap();
+    assert!(lab.exists(random[0]) && lab.exists(random[1]) && !lab.exists(random[2]));
+    assert!(lab.exists("/srv/lib/docker/swarm/own/mine") && !lab.exists("/srv/lib/docker/swarm/x"));
+    // The boot loader's directory on the ESP is not kept.
+    assert!(lab.context().root.write("/boot/efi/EFI/debian/x", b"x", 0o644).unwrap());
+    lab.volumes.iter_mut().for_each(|v| v.preserved = false);
+    apply_all(&lab.context(), PIECES).unwrap();
+    assert!(!lab.exists(random[0]) && !lab.exists(random[1]) && !lab.exists("/srv/lib/docker/swarm"));
+}
+
 /// A small Debian with something for most pieces to do.
 fn golden() -> Lab {
     let lab = Lab::new();

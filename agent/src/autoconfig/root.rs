@@ -273,9 +273,13 @@ impl Root {
         let removing = || format!("removing {} of the clone", path.display());
         let (parent, name) = self.parent_of(path).with_context(removing)?;
         let real = real_path(&parent).with_context(removing)?.join(name);
+        let inside = real.strip_prefix(&self.place).map(|inside| Path::new("/").join(inside)).ok();
+        let holds = |kept: &PathBuf| {
+            kept.starts_with(path) || inside.as_ref().is_some_and(|inside| kept.starts_with(inside))
+        };
         if let Some(pending) = &self.pending {
             pending.set(real, Fate::Gone);
-        } else if self.kept.iter().any(|kept| kept.starts_with(path)) {
+        } else if self.kept.iter().any(holds) {
             // Something in it is kept, so it is emptied around that.
             for name in self.list(path)? {
                 self.remove_tree(path.join(name))?;

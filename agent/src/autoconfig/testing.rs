@@ -48,6 +48,7 @@ impl Lab {
             golden,
             policy: Policy::default(),
             hooks: Vec::new(),
+            keys: Default::default(),
         };
         let volumes = vec![
             volume(Some("/boot/efi"), "esp", Fs::Vfat, 1, ESP_UUID),
@@ -129,5 +130,10 @@ fn volume(path: Option<&str>, kind: &str, fs: Fs, number: u32, uuid: &str) -> Vo
         partuuid: Some(format!("bbbbbbbb-0000-4000-8000-00000000000{number}")),
         partlabel: None,
         mount: path.map(|path| Mount { path: path.into(), options: None }),
+        subvolume: None,
+        layer: None,
+        below: Vec::new(),
+        more_disks: Vec::new(),
+        preserved: false,
     }
 }

@@ -201,13 +201,17 @@ fn menu(context: &Context, loader: &Loader) -> Result<Vec<String>> {
 
 /// GRUB's first sector on the disk, the sector that it loads, and the clone's own copy of that must fit together.
 fn bios_loader(context: &Context) -> Result<Vec<String>> {
-    let disk = &context.boot_volume()?.disk;
     let path = context.first_of(CORES).unwrap_or(CORES[0]);
     let Some(core) = context.root.read(path)?.filter(|c| c.len() > 4 * 512) else {
         return Ok(vec![format!("{path} does not exist")]);
     };
-    let problem = check_bios_disk(Path::new(disk), path, &core).with_context(|| format!("reading {disk}"))?;
-    Ok(problem.map(|p| format!("the boot loader on {disk} is not usable: {p}")).into_iter().collect())
+    let mut problems = Vec::new();
+    for disk in context.boot_disks()? {
+        let problem =
+            check_bios_disk(Path::new(disk), path, &core).with_context(|| format!("reading {disk}"))?;
+        problems.extend(problem.map(|p| format!("the boot loader on {disk} is not usable: {p}")));
+    }
+    Ok(problems)
 }
 
 fn check_bios_disk(disk: &Path, path: &str, core: &[u8]) -> Result<Option<String>> {
@@ -431,7 +435,9 @@ mod tests {
     #[test]
     fn two_volumes_of_one_uuid_do_not_resolve() {
         let mut lab = good();
-        lab.volumes.push(lab.volumes[2].clone());
+        let mut twin = lab.volumes[2].clone();
+        twin.device = "/dev/nvme0n1p9".into();
+        lab.volumes.push(twin);
         assert!(problem(&lab).contains("/etc/fstab names UUID="));
     }
 

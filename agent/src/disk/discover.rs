@@ -1,5 +1,6 @@
 //! Which disks there are, from sysfs alone: no udev is needed, and names are the kernel's.
 
+use super::leftovers::Leftover;
 use anyhow::{Context, Result};
 use ka_cli::units::show_size;
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct Disk {
     pub read_only: bool,
     /// What uses it or one of its partitions right now: `sda1 is mounted at /`.
     pub in_use: Vec<String>,
+    /// Volumes of a former life that hold it and that nobody uses; what lies above comes first.
+    pub leftovers: Vec<Leftover>,
     /// The partitions that the kernel knows on it.
     pub partitions: Vec<KernelPartition>,
 }
@@ -173,9 +176,11 @@ fn read_disk(roots: &Roots, name: &str, users: &Users) -> Result<Option<Disk>> {
     let real = fs::canonicalize(&dir).with_context(|| format!("resolving {}", dir.display()))?;
     let device = node(roots, &dir)?;
     let partitions = kernel_partitions_at(roots, name)?;
-    let mut in_use = users.of(&dir, name, &device);
+    let mut leftovers = Vec::new();
+    let mut in_use = users.of(roots, &dir, name, &device, &mut leftovers);
     for partition in &partitions {
-        in_use.extend(users.of(&dir.join(&partition.name), &partition.name, &partition.device));
+        let dir = dir.join(&partition.name);
+        in_use.extend(users.of(roots, &dir, &partition.name, &partition.device, &mut leftovers));
     }
     let own = dir.join("device");
     let transport = transport(&real, name);
@@ -194,6 +199,7 @@ fn read_disk(roots: &Roots, name: &str, users: &Users) -> Result<Option<Disk>> {
         transport,
         device,
         in_use,
+        leftovers,
         partitions,
     }))
 }
@@ -354,7 +360,15 @@ impl Users {
         Ok(Self { mounts, swaps })
     }
 
-    fn of(&self, dir: &Path, name: &str, device: &Path) -> Vec<String> {
+    /// What uses a device; what holds it and is used by nobody goes to `leftovers`.
+    fn of(
+        &self,
+        roots: &Roots,
+        dir: &Path,
+        name: &str,
+        device: &Path,
+        leftovers: &mut Vec<Leftover>,
+    ) -> Vec<String> {
         let number = text(&dir.join("dev")).unwrap_or_default();
         let is_device = |source: &str| {
             Path::new(source) == device
@@ -367,10 +381,25 @@ impl Users {
             .map(|(_, _, place)| format!("{name} is mounted at {place}"))
             .collect();
         found.extend(self.swaps.iter().filter(|s| is_device(s)).map(|_| format!("{name} is swap in use")));
-        if let Ok(holders) = fs::read_dir(dir.join("holders")) {
-            found.extend(
-                holders.flatten().map(|h| format!("{name} is held by {}", h.file_name().to_string_lossy())),
-            );
+        let holders = fs::read_dir(dir.join("holders")).into_iter().flatten().flatten();
+        let mut holders: Vec<String> =
+            holders.map(|h| h.file_name().to_string_lossy().into_owned()).collect();
+        holders.sort();
+        for holder in holders {
+            let own = roots.sys.join("block").join(&holder);
+            let node = node(roots, &own).unwrap_or_default();
+            match Leftover::read(&own, &holder) {
+                Some(leftover) => {
+                    let users = self.of(roots, &own, &holder, &node, leftovers);
+                    found.extend(
+                        users.iter().map(|user| format!("{name} is held by {}: {user}", leftover.text)),
+                    );
+                    if users.is_empty() {
+                        leftovers.push(leftover);
+                    }
+                }
+                None => found.push(format!("{name} is held by {holder}")),
+            }
         }
         found
     }

@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use gpt::disk::LogicalBlockSize;
 use gpt::header::HeaderBuilder;
 use gpt::mbr::ProtectiveMBR;
-use gpt::partition::{Partition, PartitionAttributes};
+use gpt::partition::Partition;
 use gpt::partition_types::{OperatingSystem, Type};
 use ka_layout::types::TypeCode;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 
 const ENTRIES: u32 = 128;
 const ENTRY_BYTES: u32 = 128;
@@ -40,7 +40,7 @@ fn entries(plan: &DiskPlan) -> Result<BTreeMap<u32, Partition>> {
             part_guid: guid,
             first_lba: p.extent.first,
             last_lba: p.extent.last,
-            flags: if p.bootable { PartitionAttributes::BOOTABLE.bits() } else { 0 },
+            flags: p.attributes,
             name: p.name.clone().unwrap_or_default(),
         };
         ensure!(
@@ -52,11 +52,27 @@ fn entries(plan: &DiskPlan) -> Result<BTreeMap<u32, Partition>> {
     Ok(entries)
 }
 
-/// Writes backup, primary and protective MBR, in this order, so that a power cut leaves either no table or a whole one.
+/// Where a table is written.
+trait Target: Read + Write + Seek + std::fmt::Debug {
+    fn sync(&self) -> std::io::Result<()>;
+}
+
+impl Target for File {
+    fn sync(&self) -> std::io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// Writes backup, primary and protective MBR, each synced before the next, so that a power cut leaves either no table or a
+/// whole one: where one stood before, one of its copies is whole until one of the new is.
 ///
 /// # Errors
 /// When a partition lies outside the usable sectors or overlaps another, or the disk cannot be written.
 pub fn write(disk: &mut File, plan: &DiskPlan) -> Result<()> {
+    write_to(disk, plan)
+}
+
+fn write_to(disk: &mut impl Target, plan: &DiskPlan) -> Result<()> {
     let block = block_size(plan.fitted.geometry.sector)?;
     let sectors = plan.fitted.geometry.bytes / block.as_u64();
     let entries = entries(plan)?;
@@ -72,24 +88,10 @@ pub fn write(disk: &mut File, plan: &DiskPlan) -> Result<()> {
     };
     let (mut primary, mut backup) = (header(true)?, header(false)?);
     check(&entries, primary.first_usable, primary.last_usable)?;
-    for header in [&backup, &primary] {
-        Partition::write_zero_entries_to_device(
-            disk,
-            0,
-            u64::from(ENTRIES),
-            header.part_start,
-            block,
-            ENTRY_BYTES,
-        )
-        .context("clearing the partition entries")?;
-        for (number, entry) in &entries {
-            entry
-                .write_to_device(disk, u64::from(number - 1), header.part_start, block, ENTRY_BYTES)
-                .with_context(|| format!("writing partition entry {number}"))?;
-        }
-    }
+    write_entries(disk, &entries, backup.part_start, block)?;
     backup.write_backup(disk, block).context("writing the backup GPT header")?;
-    disk.sync_all().context("syncing the backup GPT")?;
+    disk.sync().context("syncing the backup GPT")?;
+    write_entries(disk, &entries, primary.part_start, block)?;
     primary.write_primary(disk, block).context("writing the primary GPT header")?;
     // The protective MBR says one sector less than the disk has, or all ones when that does not fit.
     let covered = u32::try_from(sectors - 1).unwrap_or(u32::MAX);
@@ -97,7 +99,23 @@ pub fn write(disk: &mut File, plan: &DiskPlan) -> Result<()> {
     sector.resize(block.as_usize(), 0);
     disk.seek(SeekFrom::Start(0)).context("seeking to the MBR")?;
     disk.write_all(&sector).context("writing the protective MBR")?;
-    disk.sync_all().context("syncing the GPT")
+    disk.sync().context("syncing the GPT")
+}
+
+fn write_entries(
+    disk: &mut impl Target,
+    entries: &BTreeMap<u32, Partition>,
+    start: u64,
+    block: LogicalBlockSize,
+) -> Result<()> {
+    Partition::write_zero_entries_to_device(disk, 0, u64::from(ENTRIES), start, block, ENTRY_BYTES)
+        .context("clearing the partition entries")?;
+    for (number, entry) in entries {
+        entry
+            .write_to_device(disk, u64::from(number - 1), start, block, ENTRY_BYTES)
+            .with_context(|| format!("writing partition entry {number}"))?;
+    }
+    Ok(())
 }
 
 fn check(entries: &BTreeMap<u32, Partition>, first: u64, last: u64) -> Result<()> {
@@ -165,4 +183,108 @@ fn read_header(disk: &mut File, lba: u64, block: LogicalBlockSize) -> Result<gpt
     let header = opened.backup_header().map_err(|e| anyhow::anyhow!("the backup header: {e}"))?.clone();
     ensure!(header.current_lba == lba, "the backup header lies at {}", header.current_lba);
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::discover::Disk;
+    use super::super::plan::compute;
+    use super::*;
+    use ka_layout::order::Golden;
+    use std::io::Cursor;
+
+    const BYTES: usize = 8 << 20;
+
+    /// A disk whose power is cut after some writes.
+    struct Torn {
+        disk: Cursor<Vec<u8>>,
+        writes: usize,
+    }
+
+    impl std::fmt::Debug for Torn {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Torn")
+        }
+    }
+
+    impl Read for Torn {
+        fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+            self.disk.read(bytes)
+        }
+    }
+
+    impl Seek for Torn {
+        fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+            self.disk.seek(to)
+        }
+    }
+
+    impl Write for Torn {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let Some(left) = self.writes.checked_sub(1) else {
+                return Err(std::io::Error::other("the power is cut"));
+            };
+            self.writes = left;
+            self.disk.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Target for Torn {
+        fn sync(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn planned(sizes: &[&str]) -> DiskPlan {
+        let mut text = "version = 1\n[[disk]]\nname = 'd'\nmatch = { path = '/dev/x' }\ntable = 'gpt'\n\
+                        uuid = '5c8ba1a8-9d6f-4d21-8b6b-2a0a1f9e1a11'\n"
+            .to_owned();
+        for size in sizes {
+            text.push_str(&format!("[[partition]]\ntype = 'linux'\nsize = '{size}'\n"));
+        }
+        let disk = Disk {
+            name: "x".into(),
+            device: "/dev/x".into(),
+            bytes: BYTES as u64,
+            sector: 512,
+            transport: "sata".into(),
+            ..Disk::default()
+        };
+        let layout = ka_layout::parse::parse(&text).unwrap();
+        compute(&layout, &[disk], &Golden::default()).unwrap().disks.remove(0)
+    }
+
+    fn written(on: Vec<u8>, plan: &DiskPlan, writes: usize) -> (Vec<u8>, bool) {
+        let mut torn = Torn { disk: Cursor::new(on), writes };
+        let whole = write_to(&mut torn, plan).is_ok();
+        (torn.disk.into_inner(), whole)
+    }
+
+    #[test]
+    fn one_copy_is_whole_wherever_the_power_is_cut() {
+        let (old, done) = written(vec![0; BYTES], &planned(&["1M", "2M"]), usize::MAX);
+        assert!(done);
+        let new_plan = planned(&["2M"]);
+        let (new, _) = written(old.clone(), &new_plan, usize::MAX);
+        // Header and entries of both copies.
+        let copies = [512..34 * 512, BYTES - 33 * 512..BYTES];
+        assert!(copies.iter().all(|c| old[c.clone()] != new[c.clone()]));
+        let mut writes = 0;
+        loop {
+            let (now, done) = written(old.clone(), &new_plan, writes);
+            let whole = |c: &std::ops::Range<usize>| {
+                now[c.clone()] == old[c.clone()] || now[c.clone()] == new[c.clone()]
+            };
+            assert!(copies.iter().any(whole), "after {writes} writes no table is left");
+            if done {
+                break;
+            }
+            writes += 1;
+        }
+        assert!(writes > 4, "{writes}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The whole way on real block devices: loop devices on sparse files, 512 and 4096-byte sectors, judged by the tools that
 //! people trust (sgdisk, sfdisk, e2fsck, xfs_repair, btrfs, fsck.vfat, blkid). Needs root and those tools.
 
+use super::assemble::Keys;
 use super::discover::{Disk, discover, kernel_partitions};
 use super::plan::{Plan, compute};
 use super::stage::{Formatted, duplicate_uuids};
@@ -35,7 +36,7 @@ const TOOLS: [&str; 14] = [
 static ONE: Mutex<()> = Mutex::new(());
 
 /// Whether such tests can run here; says so if not.
-fn possible() -> bool {
+pub(super) fn possible() -> bool {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: loop devices need root");
         return false;
@@ -48,25 +49,25 @@ fn possible() -> bool {
 }
 
 /// A loop device on a sparse file; gone when dropped.
-struct Loop {
-    device: PathBuf,
+pub(super) struct Loop {
+    pub(super) device: PathBuf,
     dir: tempfile::TempDir,
     _guard: Option<MutexGuard<'static, ()>>,
 }
 
 impl Loop {
-    fn new(mib: u64, sector: u32) -> Self {
+    pub(super) fn new(mib: u64, sector: u32) -> Self {
         let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         Self::make(mib, sector, Some(guard))
     }
 
     /// Another disk of the same machine.
-    fn beside(&self, mib: u64) -> Self {
+    pub(super) fn beside(&self, mib: u64) -> Self {
         assert!(self._guard.is_some());
         Self::make(mib, 512, None)
     }
 
-    fn make(mib: u64, sector: u32, guard: Option<MutexGuard<'static, ()>>) -> Self {
+    pub(super) fn make(mib: u64, sector: u32, guard: Option<MutexGuard<'static, ()>>) -> Self {
         // In memory where there is such a place: these tests sync hundreds of times.
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
@@ -87,39 +88,39 @@ impl Loop {
         Self { device: text.trim().into(), dir, _guard: guard }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.device.display().to_string()
     }
 
-    fn disk(&self) -> Disk {
+    pub(super) fn disk(&self) -> Disk {
         discover().unwrap().into_iter().find(|d| d.device == self.device).unwrap()
     }
 
-    fn target(&self) -> PathBuf {
+    pub(super) fn target(&self) -> PathBuf {
         self.dir.path().join("target")
     }
 
-    fn record(&self) -> PathBuf {
+    pub(super) fn record(&self) -> PathBuf {
         self.dir.path().join("run/disks")
     }
 
-    fn layout(&self, text: &str) -> Layout {
+    pub(super) fn layout(&self, text: &str) -> Layout {
         let text = text.replace("\ntable =", &format!("\nmatch = {{ path = \"{}\" }}\ntable =", self.name()));
         ka_layout::parse(&text).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    fn plan(&self, text: &str) -> Plan {
+    pub(super) fn plan(&self, text: &str) -> Plan {
         compute(&self.layout(text), &[self.disk()], &Golden::default()).unwrap()
     }
 
-    fn part(&self, number: u32) -> String {
+    pub(super) fn part(&self, number: u32) -> String {
         let name = self.device.file_name().unwrap().to_str().unwrap().to_owned();
         let found = kernel_partitions(&name).unwrap().into_iter().find(|p| p.number == number);
         found.unwrap().device.display().to_string()
     }
 
-    fn formatted(&self, text: &str) -> Formatted {
-        self.plan(text).partition(&self.record()).unwrap().format(&self.target()).unwrap()
+    pub(super) fn formatted(&self, text: &str) -> Formatted {
+        self.plan(text).partition(&self.record(), &Keys::new()).unwrap().format(&self.target()).unwrap()
     }
 }
 
@@ -139,7 +140,7 @@ impl Drop for Loop {
 }
 
 /// What a tool prints; it must end well.
-fn says(program: &str, args: &[&str]) -> String {
+pub(super) fn says(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).env("LC_ALL", "C").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{program} {args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -151,7 +152,7 @@ fn fails(program: &str, args: &[&str]) -> bool {
 }
 
 /// The value of `key` that blkid finds on a device, probing it anew.
-fn blkid(device: &str, key: &str) -> String {
+pub(super) fn blkid(device: &str, key: &str) -> String {
     says("blkid", &["-p", "-o", "value", "-s", key, device]).trim().to_owned()
 }
 
@@ -467,7 +468,7 @@ fn leftovers_of_a_former_life_are_gone() {
         "the traces are not seen: what is tested here?"
     );
 
-    let partitioned = disk.plan(SMALL).partition(&disk.record()).unwrap();
+    let partitioned = disk.plan(SMALL).partition(&disk.record(), &Keys::new()).unwrap();
     assert_eq!(says("wipefs", &["--no-act", &disk.name()]), "");
     assert_eq!(says("wipefs", &["--no-act", &disk.part(1)]), "");
     let image = File::open(disk.dir.path().join("image")).unwrap();
@@ -489,7 +490,7 @@ fn a_disk_in_use_is_refused_and_unharmed() {
     let mut first = disk.formatted(SMALL);
     first.commit_table().unwrap();
     // Mounted since the plan was made. A check that fails lists nothing, not even what an earlier try had listed.
-    let error = format!("{:#}", plan.partition(&disk.record()).err().unwrap());
+    let error = format!("{:#}", plan.partition(&disk.record(), &Keys::new()).err().unwrap());
     let expected = format!(
         "{}p1 is mounted at {}",
         disk.device.file_name().unwrap().to_str().unwrap(),
@@ -506,7 +507,7 @@ fn a_disk_in_use_is_refused_and_unharmed() {
     let other = File::open(&disk.device).unwrap();
     ka_sys::block::lock_exclusive(&other, std::time::Duration::ZERO).unwrap();
     let plan = disk.plan(SMALL);
-    let error = format!("{:#}", plan.partition(&disk.record()).err().unwrap());
+    let error = format!("{:#}", plan.partition(&disk.record(), &Keys::new()).err().unwrap());
     assert!(error.starts_with(&format!("locking {}: another program works on it", disk.name())), "{error}");
     let verdict = says("sgdisk", &["--verify", &disk.name()]);
     assert!(verdict.contains("No problems found"), "{verdict}");
@@ -601,7 +602,12 @@ fn a_failed_installation_leaves_nothing_that_boots() {
     let bad = SMALL.replace("{ fs = \"ext4\" }", "{ fs = \"ext4\", options = [\"-b\", \"777\"] }");
     let error = format!(
         "{:#}",
-        disk.plan(&bad).partition(&disk.record()).unwrap().format(&disk.target()).err().unwrap()
+        disk.plan(&bad)
+            .partition(&disk.record(), &Keys::new())
+            .unwrap()
+            .format(&disk.target())
+            .err()
+            .unwrap()
     );
     assert!(error.starts_with(&format!("making ext4 on {}: ", disk.part(1))), "{error}");
     assert!(error.contains("invalid block size"), "{error}");
@@ -645,7 +651,8 @@ fn a_captured_layout_makes_the_same_machine() {
         let clone = Loop::new(7000, 512);
         layout.disks[0].matching = ka_layout::model::Match { path: Some(clone.name()), ..Default::default() };
         let plan = compute(&layout, &[clone.disk()], &Golden::default()).unwrap();
-        let mut formatted = plan.partition(&clone.record()).unwrap().format(&clone.target()).unwrap();
+        let mut formatted =
+            plan.partition(&clone.record(), &Keys::new()).unwrap().format(&clone.target()).unwrap();
         formatted.commit_table().unwrap();
         let made = formatted.volumes();
         for volume in original.iter().filter(|v| v.fs.is_some()) {

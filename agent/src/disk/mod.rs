@@ -5,17 +5,24 @@
 //! [`Formatted::finish`]. The table is written last, so that a power cut before it leaves a disk that cannot boot; after a
 //! failure [`clear_listed`] makes sure of it.
 
+pub mod assemble;
+mod btrfs;
 pub mod choose;
 pub mod discover;
 mod gpt_table;
+mod kept;
+pub mod leftovers;
 mod mbr_table;
 mod mkfs;
 pub mod plan;
+mod stack;
 mod stage;
 pub mod superblock;
 mod tool;
 mod wipe;
 
+#[cfg(test)]
+mod keep_tests;
 #[cfg(test)]
 mod loop_tests;
 #[cfg(test)]
@@ -33,7 +40,7 @@ pub use wipe::clear_listed;
 
 use anyhow::Result;
 use ka_cli::units::show_size;
-use ka_layout::fit::{Geometry, fit};
+use ka_layout::fit::{Geometry, fit_keeping};
 use ka_layout::model::Layout;
 use std::fmt::Write;
 use std::fs::File;
@@ -55,6 +62,7 @@ pub fn show_disks(layout: Option<&Layout>) -> Result<String> {
         facts.extend(disk.wwn.as_ref().map(|w| format!("wwn {w}")));
         facts.extend(disk.paths.iter().cloned());
         facts.extend(disk.in_use.iter().cloned());
+        facts.extend(disk.leftovers.iter().map(|l| format!("{}, which nobody uses", l.text)));
         for fact in facts {
             let _ = writeln!(text, "    {fact}");
         }
@@ -65,8 +73,11 @@ pub fn show_disks(layout: Option<&Layout>) -> Result<String> {
         }
         for (i, rule) in layout.iter().flat_map(|l| l.disks.iter().enumerate()) {
             let why = choose::reasons(rule, disk);
-            let verdict = match layout.map(|l| fit(l, i, Geometry { bytes: disk.bytes, sector: disk.sector }))
-            {
+            let geometry = Geometry { bytes: disk.bytes, sector: disk.sector };
+            let kept: Vec<_> = kept::read(&disk.device, disk.sector, rule.table)
+                .map(|s| s.entries.iter().map(|e| e.place).collect())
+                .unwrap_or_default();
+            let verdict = match layout.map(|l| fit_keeping(l, i, geometry, &kept)) {
                 _ if !why.is_empty() => format!("is not [[disk]] `{}`: {}", rule.name, why.join("; ")),
                 Some(Err(e)) => format!("matches [[disk]] `{}`, but {e}", rule.name),
                 _ => format!("matches [[disk]] `{}`", rule.name),

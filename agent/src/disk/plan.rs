@@ -3,14 +3,20 @@
 
 use super::choose::choose;
 use super::discover::Disk;
+use super::kept;
+use super::leftovers;
+use super::stack::{self, VolumePlan};
+use super::superblock::{self, Found};
 use anyhow::{Context, Result, bail, ensure};
+use gpt::partition::PartitionAttributes;
 use ka_cli::units::show_size;
-use ka_layout::fit::{Extent, Fitted, Geometry, fit};
-use ka_layout::model::{Format, Fs, Layout, Mount, Partition, TableKind};
+use ka_layout::fit::{Extent, Fitted, Geometry, Kept, fit_keeping};
+use ka_layout::model::{Content, Format, Fs, Layout, Mount, Partition, Subvolume, TableKind};
 use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
 use ka_layout::types::{self, TypeCode};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use uuid::Uuid;
 
 /// Everything that will be done to this machine's disks.
@@ -18,6 +24,24 @@ use uuid::Uuid;
 pub struct Plan {
     /// The disks, in the layout's order.
     pub disks: Vec<DiskPlan>,
+    /// The volumes on top of their partitions, in the order in which they are made.
+    pub volumes: Vec<VolumePlan>,
+}
+
+impl Plan {
+    /// What is made in every partition and volume.
+    pub fn contents(&self) -> impl Iterator<Item = &ContentPlan> {
+        let partitions = self.disks.iter().flat_map(|d| d.partitions.iter().map(|p| &p.content));
+        partitions.chain(self.volumes.iter().map(|v| &v.content))
+    }
+
+    /// The disks below what is mounted at `path`, as indices.
+    fn disks_under(&self, path: &str) -> Option<Vec<usize>> {
+        let holds = |c: &ContentPlan| c.mounts.iter().any(|m| m.path == path);
+        let disk = self.disks.iter().position(|d| d.partitions.iter().any(|p| holds(&p.content)));
+        let volume = || self.volumes.iter().find(|v| holds(&v.content)).map(|v| v.disks.clone());
+        disk.map(|d| vec![d]).or_else(volume)
+    }
 }
 
 /// What will be done to one disk.
@@ -52,10 +76,46 @@ pub struct PartitionPlan {
     pub partuuid: String,
     /// Active flag, or the legacy-BIOS-bootable attribute.
     pub bootable: bool,
-    /// The file system to make.
+    /// The attributes of a GPT entry.
+    pub attributes: u64,
+    /// What is made in it.
+    pub content: ContentPlan,
+    /// It stands already and is kept, with all its content.
+    pub preserve: bool,
+    /// The file system that a preserved partition holds.
+    pub found: Option<Found>,
+}
+
+impl PartitionPlan {
+    /// The file system in it: the one that is made, or the one that is kept.
+    #[must_use]
+    pub fn fs(&self) -> Option<Fs> {
+        self.content.format.as_ref().map(|f| f.fs).or(self.found.as_ref().map(|f| f.fs))
+    }
+
+    /// Its UUID.
+    #[must_use]
+    pub fn uuid(&self) -> Option<&str> {
+        self.content.format.as_ref().map(|f| f.uuid.as_str()).or(self.found.as_ref().map(|f| f.uuid.as_str()))
+    }
+
+    /// Its label.
+    #[must_use]
+    pub fn label(&self) -> Option<&str> {
+        let made = self.content.format.as_ref().and_then(|f| f.label.as_deref());
+        made.or(self.found.as_ref().and_then(|f| f.label.as_deref()))
+    }
+}
+
+/// What is made in a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContentPlan {
+    /// The file system.
     pub format: Option<FormatPlan>,
-    /// Where the clone mounts it.
-    pub mount: Option<Mount>,
+    /// The subvolumes of a btrfs.
+    pub subvolumes: Vec<Subvolume>,
+    /// Every place where the clone mounts it or a subvolume of it.
+    pub mounts: Vec<Mount>,
 }
 
 /// A file system to make.
@@ -71,7 +131,57 @@ pub struct FormatPlan {
     pub options: Vec<String>,
 }
 
+impl ContentPlan {
+    fn is_subvolume(&self, mount: &Mount) -> bool {
+        self.subvolumes.iter().any(|s| s.path.as_ref() == Some(&mount.path))
+    }
+
+    /// For people, with a blank before: ` ext4 UUID "label" at /`.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some(format) = &self.format {
+            text.push_str(&format!(" {} {}", format.fs.name(), format.uuid));
+            if let Some(label) = &format.label {
+                text.push_str(&format!(" \"{label}\""));
+            }
+        }
+        for mount in self.mounts.iter().filter(|m| !self.is_subvolume(m)) {
+            text.push_str(&format!(" at {}", mount.path));
+        }
+        if !self.subvolumes.is_empty() {
+            text.push_str(&format!(" with {}", self.subvolume_text()));
+        }
+        text
+    }
+
+    /// The subvolumes for people: `@ at /, @home at /home`.
+    fn subvolume_text(&self) -> String {
+        let one = |s: &Subvolume| match &s.path {
+            Some(path) => format!("{} at {path}", s.name),
+            None => s.name.clone(),
+        };
+        self.subvolumes.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl DiskPlan {
+    /// The plan of a table with the preserved partitions alone; none when there are none. Logical partitions are counted
+    /// along their chain, so those before a preserved one stand in it too, that it keeps its number.
+    #[must_use]
+    pub fn kept_alone(&self) -> Option<Self> {
+        let preserved = || self.partitions.iter().filter(|p| p.preserve).map(|p| p.extent.number);
+        let chain = preserved().max().filter(|_| self.fitted.table == TableKind::Mbr).unwrap_or_default();
+        let kept = |number: u32| preserved().any(|n| n == number) || (number > 4 && number <= chain);
+        let mut plan = self.clone();
+        plan.partitions.retain(|p| kept(p.extent.number));
+        plan.partitions.iter_mut().filter(|p| !p.preserve).for_each(|p| p.bootable = false);
+        plan.fitted.extents.retain(|e| kept(e.number));
+        if !plan.fitted.extents.iter().any(|e| e.number > 4) {
+            plan.fitted.extended = None;
+        }
+        (!plan.partitions.is_empty()).then_some(plan)
+    }
+
     /// The four bytes of an MBR's disk signature, as they stand on the disk.
     #[must_use]
     pub fn signature(&self) -> [u8; 4] {
@@ -103,16 +213,46 @@ pub fn plan(layout: &Layout, disks: &[Disk], golden: &Golden, firmware: Firmware
 pub(super) fn compute(layout: &Layout, disks: &[Disk], golden: &Golden) -> Result<Plan> {
     for (i, partition) in layout.partitions.iter().enumerate() {
         let text = layout.partition_text(i);
-        ensure!(!partition.preserve, "{text}: preserve is not supported yet");
         ensure!(!partition.raw, "{text}: raw is not supported yet");
     }
     let chosen = choose(layout, disks)?;
+    leftovers::check_within(&chosen.iter().map(|i| &disks[*i]).collect::<Vec<_>>())?;
     let mut uuids = Uuids { golden, swaps_seen: 0 };
     let mut plans = Vec::new();
     for (i, index) in chosen.into_iter().enumerate() {
         plans.push(plan_disk(layout, i, &disks[index], &mut uuids)?);
     }
-    Ok(Plan { disks: plans })
+    let volumes = stack::plan(layout, &plans, &mut uuids)?;
+    let plan = Plan { disks: plans, volumes };
+    check_unique(&plan)?;
+    Ok(plan)
+}
+
+/// What is made bears no name of what is preserved: else the clone could take the one for the other.
+pub(super) fn check_unique(plan: &Plan) -> Result<()> {
+    let partitions = || plan.disks.iter().flat_map(|d| &d.partitions);
+    for kept in partitions().filter(|p| p.preserve) {
+        let number = kept.extent.number;
+        let uuid = kept.uuid().unwrap_or_default();
+        let made =
+            plan.contents().find(|c| c.format.as_ref().is_some_and(|f| f.uuid.eq_ignore_ascii_case(uuid)));
+        if let Some(made) = made {
+            let place = made.mounts.first().map_or("swap", |m| m.path.as_str());
+            bail!(
+                "preserve: the file system of partition {number} has the UUID {uuid}, which {place} is to get: say uuid = \
+                 \"new\" there"
+            );
+        }
+        let twin = partitions().find(|p| p.partuuid == kept.partuuid && p.extent.index != kept.extent.index);
+        if let Some(twin) = twin {
+            bail!(
+                "preserve: partition {number} has the UUID {}, which partition {} is to get",
+                kept.partuuid,
+                twin.extent.number
+            );
+        }
+    }
+    Ok(())
 }
 
 fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> Result<DiskPlan> {
@@ -124,9 +264,20 @@ fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> R
         rule.name,
         disk.in_use.join(", ")
     );
-    let fitted = fit(layout, index, Geometry { bytes: disk.bytes, sector: disk.sector })
+    let standing = match layout.partitions_of(index).find(|(_, p)| p.preserve) {
+        Some((i, _)) => Some(
+            kept::read(&disk.device, disk.sector, rule.table)
+                .with_context(|| format!("{}: preserve", layout.partition_text(i)))?,
+        ),
+        None => None,
+    };
+    let entries: &[kept::Entry] = standing.as_ref().map_or(&[], |s| &s.entries);
+    let places: Vec<Kept> = entries.iter().map(|e| e.place).collect();
+    let geometry = Geometry { bytes: disk.bytes, sector: disk.sector };
+    let fitted = fit_keeping(layout, index, geometry, &places)
         .with_context(|| format!("fitting the layout to {disk}"))?;
     let id = match (&rule.uuid, rule.table) {
+        (None, _) if standing.is_some() => standing.as_ref().map(|s| s.id).unwrap_or_default(),
         (Some(text), TableKind::Gpt) => Uuid::try_parse(text).context("reading the disk's uuid")?,
         (Some(text), TableKind::Mbr) => {
             let signature = u32::from_str_radix(text, 16).context("reading the disk's signature")?;
@@ -136,23 +287,35 @@ fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> R
         }
         (None, _) => Uuid::new_v4(),
     };
+    if let Some(standing) = standing
+        .as_ref()
+        .filter(|s| rule.table == TableKind::Mbr && s.id.as_bytes()[..4] != id.as_bytes()[..4])
+    {
+        bail!(
+            "[[disk]] `{}`: uuid would change the signature {} of {disk}, and with it the PARTUUID of what is preserved",
+            rule.name,
+            &standing.id.simple().to_string()[..8]
+        );
+    }
     let mut partitions = Vec::new();
     for extent in &fitted.extents {
         let partition = &layout.partitions[extent.index];
         let text = layout.partition_text(extent.index);
         let code =
             types::code(&partition.kind, rule.table).map_err(anyhow::Error::msg).context(text.clone())?;
+        if partition.preserve {
+            let entry = entries.iter().find(|e| e.place.number == extent.number);
+            let entry = entry.with_context(|| format!("{text}: preserve: it is not there"))?;
+            partitions.push(preserved(partition, entry, code, *extent, disk, id).context(text)?);
+            continue;
+        }
         let guid = match (&partition.uuid, rule.table) {
             (_, TableKind::Mbr) => None,
             (Some(text), _) => Some(Uuid::try_parse(text).context("reading the partition's uuid")?),
             (None, _) => Some(Uuid::new_v4()),
         };
-        let partuuid = guid.map_or_else(
-            || format!("{}-{:02x}", &id.simple().to_string()[..8], extent.number),
-            |g| g.to_string(),
-        );
-        let format =
-            partition.format.as_ref().map(|f| uuids.resolve(f, partition)).transpose().context(text)?;
+        let partuuid = partuuid(guid, id, extent.number);
+        let content = uuids.content(partition.content()).context(text)?;
         partitions.push(PartitionPlan {
             extent: *extent,
             kind: partition.kind.clone(),
@@ -161,27 +324,99 @@ fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> R
             guid,
             partuuid,
             bootable: partition.bootable,
-            format,
-            mount: partition.mount.clone(),
+            attributes: if partition.bootable { PartitionAttributes::BOOTABLE.bits() } else { 0 },
+            content,
+            preserve: false,
+            found: None,
         });
     }
     Ok(DiskPlan { rule: rule.name.clone(), disk: disk.clone(), fitted, id, partitions })
 }
 
+fn partuuid(guid: Option<Uuid>, disk: Uuid, number: u32) -> String {
+    guid.map_or_else(|| format!("{}-{number:02x}", &disk.simple().to_string()[..8]), |g| g.to_string())
+}
+
+/// A partition that is kept: its entry as it stands, once it is what the layout says.
+fn preserved(
+    partition: &Partition,
+    entry: &kept::Entry,
+    code: TypeCode,
+    extent: Extent,
+    disk: &Disk,
+    id: Uuid,
+) -> Result<PartitionPlan> {
+    let number = extent.number;
+    ensure!(
+        entry.code == code,
+        "preserve: partition {number} of {disk} has the type {}, not {}",
+        types::name(entry.code),
+        partition.kind
+    );
+    let partuuid = partuuid(entry.guid, id, number);
+    if let Some(wanted) = &partition.uuid {
+        ensure!(
+            partuuid.eq_ignore_ascii_case(wanted),
+            "preserve: partition {number} of {disk} has the UUID {partuuid}, not {wanted}"
+        );
+    }
+    let known = disk.partitions.iter().find(|p| p.number == number);
+    let known = known.with_context(|| format!("preserve: the kernel does not know partition {number}"))?;
+    let sector = u64::from(disk.sector);
+    ensure!(
+        (known.start, known.bytes) == (extent.first * sector, extent.bytes(disk.sector)),
+        "preserve: the kernel has partition {number} at {}+{}, the table at {}+{}",
+        known.start,
+        known.bytes,
+        extent.first * sector,
+        extent.bytes(disk.sector)
+    );
+    let found = File::open(&known.device)
+        .and_then(|file| superblock::read(&file))
+        .with_context(|| format!("preserve: reading {}", known.device.display()))?;
+    if let Some(mount) = &partition.mount {
+        ensure!(
+            found.as_ref().is_some_and(|f| f.fs != Fs::Swap),
+            "preserve: {} holds no file system that is known here, so it cannot be mounted at {}",
+            known.device.display(),
+            mount.path
+        );
+    }
+    Ok(PartitionPlan {
+        extent,
+        kind: partition.kind.clone(),
+        code,
+        name: entry.name.clone(),
+        guid: entry.guid,
+        partuuid,
+        bootable: entry.bootable,
+        attributes: entry.attributes,
+        content: ContentPlan { mounts: partition.content().mounts(), ..ContentPlan::default() },
+        preserve: true,
+        found,
+    })
+}
+
 /// Turns `keep` and `new` into UUIDs.
-struct Uuids<'a> {
+pub(super) struct Uuids<'a> {
     golden: &'a Golden,
     /// Swap spaces have no path: the first of the layout is the golden machine's first, and so on.
     swaps_seen: usize,
 }
 
 impl Uuids<'_> {
-    fn resolve(&mut self, format: &Format, partition: &Partition) -> Result<FormatPlan> {
-        let kept = self.golden_of(format.fs, partition.mount.as_ref()).and_then(|g| g.uuid.clone());
+    pub(super) fn content(&mut self, content: Content<'_>) -> Result<ContentPlan> {
+        let mounts = content.mounts();
+        let format = content.format.map(|f| self.resolve(f, &mounts)).transpose()?;
+        Ok(ContentPlan { format, subvolumes: content.subvolumes.to_vec(), mounts })
+    }
+
+    fn resolve(&mut self, format: &Format, mounts: &[Mount]) -> Result<FormatPlan> {
+        let kept = self.golden_of(format.fs, mounts).and_then(|g| g.uuid.clone());
         let uuid = match format.uuid.as_deref() {
             Some("new") => new_uuid(format.fs),
             Some("keep") => {
-                let place = partition.mount.as_ref().map_or("as swap", |m| m.path.as_str());
+                let place = mounts.first().map_or("as swap", |m| m.path.as_str());
                 let fs = format.fs.name();
                 kept.with_context(|| format!("uuid = \"keep\", but the golden machine has no {fs} {place}"))?
             }
@@ -192,13 +427,15 @@ impl Uuids<'_> {
         Ok(FormatPlan { fs: format.fs, uuid, label: format.label.clone(), options: format.options.clone() })
     }
 
-    fn golden_of(&mut self, fs: Fs, mount: Option<&Mount>) -> Option<&GoldenFs> {
+    fn golden_of(&mut self, fs: Fs, mounts: &[Mount]) -> Option<&GoldenFs> {
         if fs == Fs::Swap {
             self.swaps_seen += 1;
             return self.golden.filesystems.iter().filter(|g| g.fs == Fs::Swap).nth(self.swaps_seen - 1);
         }
-        let path = &mount?.path;
-        self.golden.filesystems.iter().find(|g| g.fs == fs && g.path.as_ref() == Some(path))
+        let of = |path: &str| {
+            self.golden.filesystems.iter().find(|g| g.fs == fs && g.path.as_deref() == Some(path))
+        };
+        mounts.iter().find_map(|m| of(&m.path))
     }
 }
 
@@ -214,19 +451,14 @@ fn new_uuid(fs: Fs) -> String {
 
 /// Whether the firmware will be able to boot what is planned.
 fn check_boot(plan: &Plan, firmware: Firmware) -> Result<()> {
-    let find = |path: &str| {
-        plan.disks
-            .iter()
-            .find(|d| d.partitions.iter().any(|p| p.mount.as_ref().is_some_and(|m| m.path == path)))
-    };
-    let Some(root) = find("/") else { bail!("the layout mounts nothing at /") };
+    let Some(root) = plan.disks_under("/") else { bail!("the layout mounts nothing at /") };
     match firmware {
         Firmware::Uefi => {
             let esp =
                 plan.disks.iter().flat_map(|d| d.partitions.iter().map(move |p| (d, p))).find(|(d, p)| {
                     types::is_esp(&p.kind, d.fitted.table)
-                        && p.format.as_ref().is_some_and(|f| f.fs == Fs::Vfat)
-                        && p.mount.is_some()
+                        && p.fs() == Some(Fs::Vfat)
+                        && !p.content.mounts.is_empty()
                 });
             ensure!(
                 esp.is_some(),
@@ -234,20 +466,23 @@ fn check_boot(plan: &Plan, firmware: Firmware) -> Result<()> {
             );
         }
         Firmware::Bios => {
-            let boot = find("/boot").unwrap_or(root);
-            ensure!(
-                boot.disk.sector == 512,
-                "this machine booted by BIOS, which cannot boot from {}: its sectors have {} bytes (UEFI can)",
-                boot.disk,
-                boot.disk.sector
-            );
-            ensure!(
-                boot.fitted.table == TableKind::Mbr
-                    || boot.partitions.iter().any(|p| types::is_bios_boot(&p.kind, TableKind::Gpt)),
-                "this machine booted by BIOS, but the layout has no partition of type bios-boot on [[disk]] `{}`, which \
+            for boot in
+                plan.disks_under("/boot").unwrap_or(root).into_iter().filter_map(|i| plan.disks.get(i))
+            {
+                ensure!(
+                    boot.disk.sector == 512,
+                    "this machine booted by BIOS, which cannot boot from {}: its sectors have {} bytes (UEFI can)",
+                    boot.disk,
+                    boot.disk.sector
+                );
+                ensure!(
+                    boot.fitted.table == TableKind::Mbr
+                        || boot.partitions.iter().any(|p| types::is_bios_boot(&p.kind, TableKind::Gpt)),
+                    "this machine booted by BIOS, but the layout has no partition of type bios-boot on [[disk]] `{}`, which \
                  GRUB needs on gpt",
-                boot.rule
-            );
+                    boot.rule
+                );
+            }
         }
     }
     Ok(())
@@ -272,11 +507,7 @@ fn overhead(fs: Fs, bytes: u64, inodes: u64) -> u64 {
 /// Whether each file system holds what the golden machine has there; more inodes are asked of mke2fs where the tree has
 /// more files than it would provide for.
 fn check_space(plan: &mut Plan, golden: &Golden) -> Result<()> {
-    let mounts: Vec<String> = plan
-        .disks
-        .iter()
-        .flat_map(|d| d.partitions.iter().filter_map(|p| p.mount.as_ref().map(|m| m.path.clone())))
-        .collect();
+    let mounts: Vec<String> = plan.contents().flat_map(|c| c.mounts.iter().map(|m| m.path.clone())).collect();
     // A tree below a path that the layout does not mount lies in the file system above it.
     let mut needs: BTreeMap<&str, Used> = BTreeMap::new();
     for (path, used) in &golden.used {
@@ -290,30 +521,50 @@ fn check_space(plan: &mut Plan, golden: &Golden) -> Result<()> {
     for disk in &mut plan.disks {
         let sector = disk.fitted.geometry.sector;
         for partition in &mut disk.partitions {
-            let (Some(mount), Some(format)) = (&partition.mount, &mut partition.format) else { continue };
-            let Some(used) = needs.get(mount.path.as_str()) else { continue };
             let bytes = partition.extent.bytes(sector);
-            let available = bytes.saturating_sub(overhead(format.fs, bytes, used.inodes));
-            ensure!(
-                used.bytes <= available,
-                "the golden tree needs {} in {}, but partition {} of {} ({} of {}) holds only {}: {} are missing",
-                show_size(used.bytes),
-                mount.path,
-                partition.extent.number,
-                disk.disk.device.display(),
-                show_size(bytes),
-                format.fs.name(),
-                show_size(available),
-                show_size(used.bytes - available)
-            );
-            let ext = matches!(format.fs, Fs::Ext2 | Fs::Ext3 | Fs::Ext4);
-            let decided =
-                format.options.iter().any(|o| o.starts_with("-N") || o.starts_with("-i") || o == "-T");
-            let wanted = used.inodes + used.inodes / 4 + 1000;
-            if ext && !decided && wanted > bytes / 16384 {
-                format.options.extend(["-N".to_owned(), wanted.to_string()]);
-            }
+            let text = format!("partition {} of {}", partition.extent.number, disk.disk.device.display());
+            check_content(&mut partition.content, bytes, &text, &needs)?;
         }
+    }
+    for volume in &mut plan.volumes {
+        check_content(&mut volume.content, volume.bytes, &volume.text, &needs)?;
+    }
+    Ok(())
+}
+
+/// Whether the file system in `text`, of `bytes` bytes, holds what is mounted from it.
+fn check_content(
+    content: &mut ContentPlan,
+    bytes: u64,
+    text: &str,
+    needs: &BTreeMap<&str, Used>,
+) -> Result<()> {
+    let ContentPlan { mounts, format: Some(format), .. } = content else { return Ok(()) };
+    // Subvolumes share the space of their file system.
+    let mut used = Used::default();
+    for need in mounts.iter().filter_map(|m| needs.get(m.path.as_str())) {
+        used.bytes = used.bytes.saturating_add(need.bytes);
+        used.inodes = used.inodes.saturating_add(need.inodes);
+    }
+    if used == Used::default() {
+        return Ok(());
+    }
+    let available = bytes.saturating_sub(overhead(format.fs, bytes, used.inodes));
+    ensure!(
+        used.bytes <= available,
+        "the golden tree needs {} in {}, but {text} ({} of {}) holds only {}: {} are missing",
+        show_size(used.bytes),
+        mounts.iter().map(|m| m.path.as_str()).collect::<Vec<_>>().join(" and "),
+        show_size(bytes),
+        format.fs.name(),
+        show_size(available),
+        show_size(used.bytes - available)
+    );
+    let ext = matches!(format.fs, Fs::Ext2 | Fs::Ext3 | Fs::Ext4);
+    let decided = format.options.iter().any(|o| o.starts_with("-N") || o.starts_with("-i") || o == "-T");
+    let wanted = used.inodes + used.inodes / 4 + 1000;
+    if ext && !decided && wanted > bytes / 16384 {
+        format.options.extend(["-N".to_owned(), wanted.to_string()]);
     }
     Ok(())
 }
@@ -326,16 +577,22 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for disk in &self.disks {
             let table = if disk.fitted.table == TableKind::Gpt { "gpt" } else { "mbr" };
+            let kept = |number: u32| disk.partitions.iter().any(|p| p.preserve && p.extent.number == number);
+            let but = if disk.kept_alone().is_some() { " but what is preserved" } else { "" };
             writeln!(
                 f,
-                "disk `{}` is {}; everything on it is replaced by a {table} table:",
+                "disk `{}` is {}; everything on it{but} is replaced by a {table} table:",
                 disk.rule, disk.disk
             )?;
-            if !disk.disk.partitions.is_empty() {
+            for leftover in &disk.disk.leftovers {
+                writeln!(f, "  to be closed: {}", leftover.text)?;
+            }
+            if disk.disk.partitions.iter().any(|p| !kept(p.number)) {
                 let old: Vec<String> = disk
                     .disk
                     .partitions
                     .iter()
+                    .filter(|p| !kept(p.number))
                     .map(|p| format!("{} ({})", p.device.display(), show_size(p.bytes)))
                     .collect();
                 writeln!(f, "  now there, to be erased: {}", old.join(", "))?;
@@ -355,18 +612,13 @@ impl fmt::Display for Plan {
                     show_size(disk.bytes(&p.extent)),
                     p.kind
                 )?;
-                match &p.format {
-                    Some(format) => {
-                        write!(f, " {} {}", format.fs.name(), format.uuid)?;
-                        if let Some(label) = &format.label {
-                            write!(f, " \"{label}\"")?;
-                        }
-                    }
-                    None => f.write_str(" empty")?,
+                match &p.found {
+                    Some(found) => write!(f, " preserved: {} {}", found.fs.name(), found.uuid)?,
+                    None if p.preserve => f.write_str(" preserved")?,
+                    None if p.content.format.is_none() => f.write_str(" empty")?,
+                    None => {}
                 }
-                if let Some(mount) = &p.mount {
-                    write!(f, " at {}", mount.path)?;
-                }
+                f.write_str(&p.content.text())?;
                 if p.bootable {
                     f.write_str(" (bootable)")?;
                 }
@@ -375,6 +627,12 @@ impl fmt::Display for Plan {
             if let Some(e) = &disk.fitted.extended {
                 writeln!(f, "  {:>3} {:>12} {:>12} {:>9}  extended", e.number, e.first, e.last, "")?;
             }
+        }
+        if !self.volumes.is_empty() {
+            writeln!(f, "on these partitions:")?;
+        }
+        for volume in &self.volumes {
+            writeln!(f, "{}", volume.line())?;
         }
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! The plan, without any disk: messages for what does not fit or cannot boot, UUIDs, and what the plan looks like.
 
 use super::discover::{Disk, KernelPartition};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, check_unique, plan};
+use super::superblock::Found;
 use ka_layout::model::{Fs, Layout};
-use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
+use ka_layout::order::{Firmware, Golden, GoldenFs, Layer, Used};
 
 const GPT: &str = r#"version = 1
 [[disk]]
@@ -91,9 +92,33 @@ fn a_plan_shows_what_will_happen() {
 }
 
 #[test]
+fn what_is_preserved_keeps_its_names_for_itself() {
+    let text = GPT.replace("size = \"fill\"", "size = \"2G\"")
+        + "[[partition]]\nnumber = 2\ntype = \"linux\"\nsize = \"fill\"\n";
+    let mut plan = planned(&text, disk(8), Firmware::Bios).unwrap();
+    check_unique(&plan).unwrap();
+    let kept = &mut plan.disks[0].partitions[3];
+    kept.preserve = true;
+    check_unique(&plan).unwrap();
+    let found = Found { fs: Fs::Ext4, uuid: ROOT.to_uppercase(), label: None, dirty: false };
+    plan.disks[0].partitions[3].found = Some(found);
+    let error = check_unique(&plan).unwrap_err().to_string();
+    assert!(
+        error.contains("partition 2 has the UUID 99999999-") && error.contains("which / is to get"),
+        "{error}"
+    );
+    let partuuid = plan.disks[0].partitions[2].partuuid.clone();
+    let kept = &mut plan.disks[0].partitions[3];
+    (kept.found, kept.partuuid) = (None, partuuid);
+    let error = check_unique(&plan).unwrap_err().to_string();
+    assert!(error.ends_with("which partition 1 is to get"), "{error}");
+}
+
+#[test]
 fn golden_uuids_are_kept_by_default() {
     let uuid = |text: &str| {
-        planned(text, disk(8), Firmware::Bios).map(|p| p.disks[0].partitions[2].format.clone().unwrap().uuid)
+        planned(text, disk(8), Firmware::Bios)
+            .map(|p| p.disks[0].partitions[2].content.format.clone().unwrap().uuid)
     };
     assert_eq!(uuid(GPT).unwrap(), ROOT);
     let with = |fs: &str| GPT.replace("{ fs = \"ext4\" }", fs);
@@ -144,7 +169,7 @@ fn many_small_files_get_inodes() {
     let mut many = golden(ROOT, 1);
     many.used.insert("/".into(), Used { bytes: 1 << 30, inodes: 2_000_000 });
     let plan = plan(&layout(GPT), &[disk(8)], &many, Firmware::Bios).unwrap();
-    assert_eq!(plan.disks[0].partitions[2].format.as_ref().unwrap().options, ["-N", "2501000"]);
+    assert_eq!(plan.disks[0].partitions[2].content.format.as_ref().unwrap().options, ["-N", "2501000"]);
 }
 
 #[test]
@@ -192,12 +217,26 @@ fn a_disk_in_use_or_read_only_is_refused_even_when_named() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_said() {
-    let keep = GPT.replace("format = { fs = \"ext4\" }", "preserve = true");
-    assert_eq!(
-        planned(&keep, disk(8), Firmware::Bios).unwrap_err(),
-        "[[partition]] #3 (/): preserve is not supported yet"
+fn subvolumes_share_the_space_of_their_file_system() {
+    let text = GPT.replace(
+        "format = { fs = \"ext4\" }\nmount = { path = \"/\" }",
+        "format = { fs = \"btrfs\" }\nsubvolumes = [{ name = \"@\", path = \"/\" }, { name = \"@home\", path = \"/home\" }, \
+         { name = \"@snap\" }]",
     );
+    let mut golden = golden(ROOT, 3);
+    golden.used.insert("/home".into(), Used { bytes: 3 << 30, inodes: 1 });
+    let shown = plan(&layout(&text), &[disk(8)], &golden, Firmware::Bios).unwrap().to_string();
+    assert!(shown.contains(" with @ at /, @home at /home, @snap\n"), "{shown}");
+    golden.used.insert("/home".into(), Used { bytes: 5 << 30, inodes: 1 });
+    let error = plan(&layout(&text), &[disk(8)], &golden, Firmware::Bios).unwrap_err().to_string();
+    assert!(
+        error.starts_with("the golden tree needs 8.00 GiB in / and /home, but partition 1 of"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_not_supported_yet_is_said() {
     let raw = GPT.replace("format = { fs = \"ext4\" }", "raw = true");
     assert_eq!(
         planned(&raw, disk(8), Firmware::Bios).unwrap_err(),
@@ -230,4 +269,93 @@ format = { fs = "swap" }
     assert_eq!(ids, ["1a2b3c4d-01", "1a2b3c4d-05"]);
     assert_eq!(plan.disks[0].signature(), [0x4d, 0x3c, 0x2b, 0x1a]);
     assert!(plan.to_string().contains("extended\n"), "{plan}");
+}
+
+/// Two disks with RAID 1, LUKS in it, LVM in that.
+const TALL: &str = r#"version = 1
+[[disk]]
+name = "a"
+match = { size = "-9G" }
+table = "gpt"
+[[disk]]
+name = "b"
+match = { size = "10G-" }
+table = "gpt"
+[[partition]]
+disk = "a"
+type = "bios-boot"
+size = "1M"
+[[partition]]
+disk = "b"
+type = "bios-boot"
+size = "1M"
+[[partition]]
+disk = "a"
+id = "a"
+type = "linux-raid"
+size = "fill"
+[[partition]]
+disk = "b"
+id = "b"
+type = "linux-raid"
+size = "fill"
+[[raid]]
+name = "md0"
+members = ["a", "b"]
+[[luks]]
+name = "crypt"
+on = "md0"
+[[vg]]
+name = "vg0"
+on = ["crypt"]
+[[lv]]
+vg = "vg0"
+name = "root"
+size = "fill"
+format = { fs = "ext4" }
+mount = { path = "/" }
+"#;
+
+fn tall(text: &str, gib: u64) -> Result<Plan, String> {
+    let second = Disk { name: "vdb".into(), device: "/dev/vdb".into(), ..disk(12) };
+    plan(&layout(text), &[disk(8), second], &golden(ROOT, gib), Firmware::Bios).map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn volumes_are_planned_on_what_they_lie_on() {
+    let plan = tall(TALL, 1).unwrap();
+    let shown = plan.to_string();
+    // 8 GiB less the partitions' ends, less a 512th, less 16 MiB, less 1 MiB, in extents.
+    assert!(
+        shown.ends_with(&format!("  [[lv]] `vg0/root`             7.96 GiB ext4 {ROOT} at /\n")),
+        "{shown}"
+    );
+    let kinds: Vec<(usize, Vec<usize>)> =
+        plan.volumes.iter().map(|v| (v.below.len(), v.disks.clone())).collect();
+    assert_eq!(kinds, [(2, vec![0, 1]), (1, vec![0, 1]), (1, vec![0, 1]), (1, vec![0, 1])]);
+    let below: Vec<String> = super::stack::layers_below(&plan.volumes, &plan.volumes[3])
+        .into_iter()
+        .map(|layer| match layer {
+            Layer::Raid { name, .. } | Layer::Luks { name, .. } | Layer::Lvm { name, .. } => name,
+        })
+        .collect();
+    assert_eq!(below, ["crypt", "md0"]);
+    let error = tall(TALL, 8).unwrap_err();
+    let expected =
+        "the golden tree needs 8.00 GiB in /, but [[lv]] `vg0/root` (7.96 GiB of ext4) holds only ";
+    assert!(error.starts_with(expected), "{error}");
+    // A mirror must boot from whichever disk is left.
+    let one = TALL.replacen("disk = \"b\"\ntype = \"bios-boot\"", "disk = \"b\"\ntype = \"linux\"", 1);
+    assert!(tall(&one, 1).unwrap_err().contains("no partition of type bios-boot on [[disk]] `b`"));
+    // Without its key nothing is begun, and no error shows a key.
+    let keys = super::assemble::Keys::new();
+    let luks = &plan.volumes[1..2];
+    let error = super::assemble::check(luks, &keys).map_err(|e| format!("{e:#}"));
+    let expected = if super::tool::find("cryptsetup").is_some() {
+        "the server sent no key for [[luks]] `crypt`"
+    } else {
+        "making [[luks]] `crypt` is not possible: the program cryptsetup is not there (sought in /usr/sbin, /sbin, /usr/bin, \
+         /bin, /usr/local/sbin, /usr/local/bin)"
+    };
+    assert_eq!(error.unwrap_err(), expected);
 }

@@ -1,6 +1,7 @@
 //! Discovery, driven with trees that look like the sysfs of real machines.
 
 use super::discover::{Disk, Roots, discover_at};
+use super::leftovers::check_within;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -177,6 +178,69 @@ fn use_is_seen() {
     );
     assert_eq!(disk.partitions.len(), 3);
     assert_eq!((disk.partitions[1].start, disk.partitions[1].bytes), (1 << 20, 2 << 20));
+}
+
+#[test]
+fn idle_volumes_of_a_former_life_are_told_from_busy_ones() {
+    let machine = Machine::new();
+    machine.disk("pci0000:00/0000:00:05.0/virtio2", "vda", "254:0", &[]);
+    machine.partition("vda", "vda1", 1, "254:1");
+    // An array that holds an encrypted container that holds a logical volume.
+    for (name, number, facts) in [
+        ("md127", "9:127", &[("md/level", "raid1\n")][..]),
+        ("dm-0", "253:0", &[("dm/name", "crypt\n"), ("dm/uuid", "CRYPT-LUKS2-1-crypt\n")]),
+        ("dm-1", "253:1", &[("dm/name", "vg-root\n"), ("dm/uuid", "LVM-abc\n")]),
+    ] {
+        machine.disk("virtual", name, number, facts);
+    }
+    machine.write("sys/block/vda/vda1/holders/md127/x", "");
+    machine.write("sys/block/md127/holders/dm-0/x", "");
+    machine.write("sys/block/dm-0/holders/dm-1/x", "");
+    let disk = machine.only();
+    assert_eq!(disk.in_use, [""; 0]);
+    let texts: Vec<&str> = disk.leftovers.iter().map(|l| l.text.as_str()).collect();
+    assert_eq!(
+        texts,
+        ["the LVM volume vg-root (dm-1)", "the encrypted container crypt (dm-0)", "the array md127 (raid1)"],
+        "what lies above comes first"
+    );
+    // It may go with its disks, and with no others.
+    let base = "sys/devices/virtual/block";
+    for (above, below) in [
+        ("dm-1", "../../dm-0"),
+        ("dm-0", "../../md127"),
+        ("md127", "../../../../pci0000:00/0000:00:05.0/virtio2/block/vda/vda1"),
+    ] {
+        let slaves = machine.dir.path().join(base).join(above).join("slaves");
+        fs::create_dir(&slaves).unwrap();
+        symlink(below, slaves.join(below.rsplit('/').next().unwrap())).unwrap();
+    }
+    check_within(&[&machine.only()]).unwrap();
+    machine.disk("pci0000:00/0000:00:06.0/virtio3", "vdb", "254:16", &[]);
+    let slaves = machine.dir.path().join(base).join("md127/slaves");
+    symlink("../../../../pci0000:00/0000:00:06.0/virtio3/block/vdb", slaves.join("vdb")).unwrap();
+    machine.write("sys/block/vdb/holders/md127/x", "");
+    let disks = machine.disks();
+    check_within(&disks.iter().collect::<Vec<_>>()).unwrap();
+    let error = check_within(&[&disks[0]]).unwrap_err().to_string();
+    assert!(error.contains("is in use: the LVM volume vg-root (dm-1) lies on vdb too"), "{error}");
+    fs::remove_file(slaves.join("vdb")).unwrap();
+    fs::remove_file(machine.dir.path().join("sys/block/vdb")).unwrap();
+    // Mounted, it is none; nor is what lies below it.
+    machine.write("proc/self/mountinfo", "27 1 253:1 / /mnt rw - ext4 /dev/mapper/vg-root rw\n");
+    let disk = machine.only();
+    assert_eq!(
+        disk.in_use,
+        [
+            "vda1 is held by the array md127 (raid1): md127 is held by the encrypted container crypt (dm-0): dm-0 is held by \
+          the LVM volume vg-root (dm-1): dm-1 is mounted at /mnt"
+        ]
+    );
+    assert_eq!(disk.leftovers, []);
+    // What is not known is never closed.
+    machine.write("proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n");
+    machine.write("sys/block/dm-1/dm/uuid", "mpath-3600\n");
+    assert!(machine.only().in_use[0].ends_with("dm-0 is held by dm-1"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! every old and new partition. `wipefs` knows signatures in odd places and is used where it exists; zeros are written and
 //! read back in any case.
 
-use super::tool;
+use super::{kept, tool};
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io::Read;
@@ -36,6 +36,24 @@ impl Area {
         let tail = Self { start: self.start + self.bytes - TAIL, bytes: TAIL };
         vec![Self { start: self.start, bytes: HEAD }, tail]
     }
+
+    /// Whether they have a byte in common.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start < other.start + other.bytes && other.start < self.start + self.bytes
+    }
+
+    /// What is left of it when `other` is taken out: nothing, one or two areas.
+    fn without(self, other: Self) -> Vec<Self> {
+        let (end, other_end) = (self.start + self.bytes, other.start + other.bytes);
+        let before = Self { start: self.start, bytes: other.start.min(end).saturating_sub(self.start) };
+        let from = other_end.max(self.start);
+        let behind = Self { start: from, bytes: end.saturating_sub(from) };
+        if !self.overlaps(other) {
+            return vec![self];
+        }
+        [before, behind].into_iter().filter(|a| a.bytes > 0).collect()
+    }
 }
 
 /// Runs `wipefs --all` on a device if it is there.
@@ -55,13 +73,22 @@ pub fn wipefs(device: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Zeroes both ends of each area of `disk` and syncs.
+/// The ends of `areas` without what belongs to `keep`.
+fn parts(areas: &[Area], keep: &[Area]) -> Vec<Area> {
+    let mut parts: Vec<Area> = areas.iter().flat_map(|a| a.ends()).collect();
+    for kept in keep {
+        parts = parts.into_iter().flat_map(|part| part.without(*kept)).collect();
+    }
+    parts
+}
+
+/// Zeroes both ends of each area of `disk` but what belongs to `keep`, and syncs.
 ///
 /// # Errors
 /// When the disk cannot be written.
-pub fn zero_ends(disk: &File, areas: &[Area]) -> Result<()> {
+pub fn zero_ends(disk: &File, areas: &[Area], keep: &[Area]) -> Result<()> {
     let zeros = vec![0; BLOCK];
-    for end in areas.iter().flat_map(|a| a.ends()) {
+    for end in parts(areas, keep) {
         let mut at = end.start;
         let stop = end.start + end.bytes;
         while at < stop {
@@ -74,14 +101,14 @@ pub fn zero_ends(disk: &File, areas: &[Area]) -> Result<()> {
     disk.sync_all().context("syncing the zeros")
 }
 
-/// Reads both ends of each area back, from the disk and not from the cache.
+/// Reads what [`zero_ends`] wrote back, from the disk and not from the cache.
 ///
 /// # Errors
 /// When a byte is not zero: the disk did not take the writes.
-pub fn verify_empty(disk: &File, areas: &[Area]) -> Result<()> {
+pub fn verify_empty(disk: &File, areas: &[Area], keep: &[Area]) -> Result<()> {
     ka_sys::block::flush_buffers(disk).context("dropping the disk's cache")?;
     let mut buffer = vec![0; BLOCK];
-    for end in areas.iter().flat_map(|a| a.ends()) {
+    for end in parts(areas, keep) {
         let mut at = end.start;
         let stop = end.start + end.bytes;
         while at < stop {
@@ -114,7 +141,8 @@ pub fn clear_table(disk: &File) -> Result<()> {
     ka_sys::block::flush_buffers(disk).context("dropping the disk's cache")
 }
 
-/// Clears the table of every disk that is listed in the file `record`, one path a line, and removes the list. For the
+/// Clears the table of every disk that is listed in the file `record` and removes the list. A line holds a path, and for a
+/// disk with preserved partitions, behind a tab, the file with the table that holds them alone: that is put back. For the
 /// supervisor, after a worker that died. A missing file lists nothing.
 ///
 /// # Errors
@@ -130,13 +158,14 @@ pub fn clear_listed(record: &Path) -> Result<Vec<PathBuf>> {
     };
     let mut cleared = Vec::new();
     let mut failed = Vec::new();
-    for path in text.lines().filter(|l| !l.is_empty()).map(PathBuf::from) {
-        let done = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .context("opening it")
-            .and_then(|disk| clear_table(&disk));
+    for line in text.lines().filter(|l| !l.is_empty()) {
+        let (path, kept) = line.split_once('\t').map_or((line, None), |(path, kept)| (path, Some(kept)));
+        let path = PathBuf::from(path);
+        let open = || File::options().read(true).write(true).open(&path).context("opening it");
+        let done = match kept {
+            None => open().and_then(|disk| clear_table(&disk)),
+            Some(kept) => kept::load(Path::new(kept)).and_then(|pieces| kept::restore(&open()?, &pieces)),
+        };
         match done {
             Ok(()) => cleared.push(path),
             Err(e) => failed.push(format!("{}: {e:#}", path.display())),
@@ -160,6 +189,21 @@ mod tests {
             let last = ends[ends.len() - 1];
             assert_eq!(last.start + last.bytes, area.start + bytes);
             assert!(ends.len() == 1 || ends[0].start + ends[0].bytes <= last.start);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_kept_is_never_touched(start in 0_u64..40, bytes in 1_u64..40, from in 0_u64..40, length in 0_u64..40) {
+            let (area, kept) = (Area { start, bytes }, Area { start: from, bytes: length });
+            let left = area.without(kept);
+            for at in 0..100 {
+                let within = |a: &Area| at >= a.start && at < a.start + a.bytes;
+                proptest::prop_assert_eq!(
+                    left.iter().filter(|a| within(a)).count(),
+                    usize::from(within(&area) && !within(&kept))
+                );
+            }
         }
     }
 

@@ -104,6 +104,28 @@ const AUTO: &[Class] = &[
         leave: &[],
     },
     Class {
+        // Arrays, LVM and encrypted volumes, with the ciphers that cryptsetup uses.
+        part: Part::DiskModules,
+        take: &[
+            "dm_mod",
+            "dm_crypt",
+            "md_mod",
+            "raid1",
+            "aes_generic",
+            "aesni_intel",
+            "xts",
+            "cbc",
+            "essiv",
+            "cryptd",
+            "sha256_generic",
+            "sha512_generic",
+            "algif_skcipher",
+            "algif_hash",
+            "af_alg",
+        ],
+        leave: &[],
+    },
+    Class {
         part: Part::NetworkModules,
         take: &[
             "drivers/net/ethernet/",

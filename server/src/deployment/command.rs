@@ -120,6 +120,10 @@ pub struct DeployArgs {
     /// this server's secret key (default /etc/ka/server.key, else server.key beside --state, made when it is not there)
     #[argh(option, arg_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// keys of the nodes' encrypted volumes, VOLUME.key or NODE/VOLUME.key; missing ones are made for each node (default
+    /// /var/lib/ka/luks-keys)
+    #[argh(option, arg_name = "DIR", default = "PathBuf::from(\"/var/lib/ka/luks-keys\")")]
+    pub luks_keys: PathBuf,
     /// the operator's hooks (default /etc/ka/hooks.d, if it is there)
     #[argh(option, arg_name = "DIR")]
     pub hooks: Option<PathBuf>,

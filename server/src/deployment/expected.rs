@@ -10,6 +10,10 @@ use ka_layout::order::{Policy, SshKeys};
 const PIECES: &[(&str, &str, &str, &str)] = &[
     ("fstab", "content", "/etc/fstab", "its own disks"),
     ("crypttab", "content", "/etc/crypttab{,.initramfs}", "its own disks"),
+    ("storage", "content,extra", "/etc/crypttab", "its own containers"),
+    ("storage", "content", "/etc/crypttab.initramfs", "its own containers"),
+    ("storage", "content,extra", "/etc/{mdadm/mdadm.conf,mdadm.conf}", "its own arrays"),
+    ("storage", "all", "/etc/dracut.conf.d/ka-storage.conf", "what its root lies on"),
     ("hostname", "content,extra", "/etc/{hostname,hosts}", "its own name"),
     ("hostname", "content", "/etc/{mailname,postfix/main.cf,machine-info}", "its own name"),
     ("hostname", "content", "/etc/{HOSTNAME,sysconfig/network}", "its own name"),
@@ -103,8 +107,8 @@ pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
     }
     // Made where they are missing, for the programs that run in the clone.
     list.push(Expected::new("extra", "/{dev,proc,sys,run}", "mount points"));
-    for mount in layout.partitions.iter().filter_map(|partition| partition.mount.as_ref()) {
-        let path = escaped(mount.path.trim_end_matches('/'));
+    for mount in layout.mount_paths() {
+        let path = escaped(mount.trim_end_matches('/'));
         list.push(Expected::new("extra", format!("{path}/lost+found"), "made by mkfs"));
         // Each folder on the way to a mount point.
         for (at, _) in path.match_indices('/').skip(1) {
@@ -118,7 +122,7 @@ pub fn of_a_clone(layout: &Layout, policy: &Policy) -> Vec<Expected> {
 }
 
 /// A path as a glob that means it alone.
-fn escaped(path: &str) -> String {
+pub(super) fn escaped(path: &str) -> String {
     path.chars().fold(String::new(), |mut out, c| {
         match c {
             '*' | '?' | '[' | ']' | '{' | '}' | '\\' => out.extend(['[', c, ']']),
@@ -180,7 +184,10 @@ mod tests {
     fn lists_follow_the_policy_and_the_layout() {
         let text = "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n\
             [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/' }\n\
-            [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/srv/d' }\n";
+            [[partition]]\ndisk = 'd'\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/srv/d' }\n\
+            [[partition]]\nid = 'p'\ntype = 'linux-lvm'\nsize = '1G'\n[[vg]]\nname = 'v'\non = ['p']\n\
+            [[lv]]\nvg = 'v'\nname = 'b'\nsize = 'fill'\nformat = { fs = 'btrfs' }\n\
+            subvolumes = [{ name = '@', path = '/var/sub' }]\n";
         let layout = ka_layout::parse::parse(text).unwrap();
         let globs = |policy: &Policy| -> Vec<String> {
             of_a_clone(&layout, policy).into_iter().map(|expected| expected.glob).collect()
@@ -189,10 +196,12 @@ mod tests {
         for glob in [
             "/etc/fstab",
             "/etc/ssh/ssh_host_*_key{,.pub}",
+            "/etc/{mdadm/mdadm.conf,mdadm.conf}",
             "/lost+found",
             "/srv/d/lost+found",
             "/srv",
             "/srv/d",
+            "/var/sub",
         ] {
             assert!(all.iter().any(|g| g == glob), "{glob}: {all:?}");
         }

@@ -2,6 +2,7 @@
 //! hooks.
 
 use super::command::DeployArgs;
+use super::expected;
 use crate::trust::key_file;
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
@@ -80,12 +81,12 @@ impl Plan {
             Some(path) => format!("the layout file {}", path.display()),
             None => "the captured layout".to_owned(),
         })?;
-        let mounts: Vec<String> =
-            layout.partitions.iter().filter_map(|p| p.mount.as_ref()).map(|m| m.path.clone()).collect();
+        let mounts: Vec<String> = layout.mount_paths().collect();
         if args.sends_tree() && !mounts.iter().any(|m| m == "/") {
             bail!("the layout mounts nothing at /");
         }
-        let pack = pack_options(args, &root, &mounts)?;
+        let mut pack = pack_options(args, &root, &mounts)?;
+        pack.excludes.extend(not_sent(&layout, args.sends_tree())?);
         let used = if args.sends_tree() { measure(&pack)? } else { BTreeMap::new() };
         let os_release = os_release(&root);
         let hostname = first_line(&root.join("etc/hostname")).unwrap_or_default();
@@ -110,6 +111,22 @@ impl Plan {
     }
 }
 
+/// Patterns for what preserved partitions hold: it belongs to the node.
+///
+/// # Errors
+/// When the stream is not made here: it would be unpacked over that.
+fn not_sent(layout: &Layout, sends_tree: bool) -> Result<Vec<String>> {
+    let kept: Vec<&str> = layout.preserved_paths().collect();
+    if !sends_tree && !kept.is_empty() {
+        bail!(
+            "the layout preserves what is mounted at {}, and nobody knows whether the stream of a command or file would be \
+             unpacked over it; send a tree, or preserve it without a mount",
+            kept.join(", ")
+        );
+    }
+    Ok(kept.into_iter().map(|path| format!("{}/*", expected::escaped(path))).collect())
+}
+
 /// Which file systems are sent, and what is left out: those of the layout that are mounted below the root now.
 fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<PackOptions> {
     use std::os::unix::fs::MetadataExt;
@@ -131,6 +148,7 @@ fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<Pac
         excludes.extend(ka_archive::active_swap_files().context("reading /proc/swaps")?);
         // A clone that holds the server's key could pose as the server.
         excludes.push(format!("{}/{}", key_file::FOLDER, key_file::SECRET));
+        excludes.push(format!("{}/*", args.luks_keys.display()));
         excludes.extend(args.key_file.iter().map(|path| path.display().to_string()));
         for own in [&args.log_dir, args.state.parent().unwrap_or(&args.state), &args.boot_dir] {
             excludes.push(format!("{}/*", own.display()));
@@ -205,4 +223,37 @@ fn hooks(args: &DeployArgs) -> Result<Vec<Hook>> {
     }
     hooks.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(hooks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_preserved_is_not_sent_over() {
+        let text = "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n\
+            [[partition]]\ntype = 'linux'\nsize = '1G'\nformat = { fs = 'ext4' }\nmount = { path = '/' }\n\
+            [[partition]]\nnumber = 5\ntype = 'linux'\nsize = 'fill'\npreserve = true\nmount = { path = '/srv/d[1]' }\n";
+        let layout = ka_layout::parse::parse(text).unwrap();
+        let patterns = not_sent(&layout, true).unwrap();
+        assert_eq!(patterns, ["/srv/d[[]1[]]/*"]);
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["srv/d[1]", "srv/d1"] {
+            std::fs::create_dir_all(root.path().join(folder)).unwrap();
+            std::fs::write(root.path().join(folder).join("mine"), "x").unwrap();
+        }
+        let pack = PackOptions {
+            root: root.path().to_path_buf(),
+            mounts: None,
+            excludes: patterns,
+            skip_unreadable: false,
+        };
+        // The three directories, /srv/d1/mine, and the root.
+        let inodes: u64 = measure(&pack).unwrap().values().map(|u| u.inodes).sum();
+        assert_eq!(inodes, 5);
+        let error = not_sent(&layout, false).unwrap_err().to_string();
+        assert!(error.contains("mounted at /srv/d[1],"), "{error}");
+        let without = ka_layout::parse::parse(&text.replace("mount = { path = '/srv/d[1]' }\n", "")).unwrap();
+        assert!(not_sent(&without, false).unwrap().is_empty());
+    }
 }

@@ -20,8 +20,8 @@ pub mod state;
 use crate::nodes::{Identity, Mac, Nodes};
 use crate::trust::commands::state_folder;
 use crate::trust::gate::Gate;
-use crate::trust::key_file;
 use crate::trust::token_file::TokenFile;
+use crate::trust::{key_file, luks_keys};
 use anyhow::{Context, Result};
 use claims::Newcomer;
 use command::{DeployArgs, Settings};
@@ -327,6 +327,11 @@ impl Run<'_> {
             golden: self.plan.golden.clone(),
             policy: self.plan.policy.clone(),
             hooks: self.plan.hooks.clone(),
+            keys: luks_keys::for_node(
+                &self.args.luks_keys,
+                &identity.name,
+                self.plan.layout.luks.iter().map(|l| l.name.as_str()),
+            )?,
         };
         let body = order.to_bytes().context("writing the order")?;
         Ok((identity, body))

@@ -4,6 +4,7 @@
 pub mod commands;
 pub mod gate;
 pub mod key_file;
+pub mod luks_keys;
 pub mod secret_file;
 pub mod token_file;
 pub mod tokens;
