@@ -136,8 +136,10 @@ fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) ->
     order.reverse();
     let queue = Mutex::new(order);
     let done: Mutex<Vec<(usize, Vec<Outcome>)>> = Mutex::new(Vec::new());
+    // The lock is held for the taking only.
+    let take = || lock(&queue).pop();
     let work = || {
-        while let Some(next) = lock(&queue).pop() {
+        while let Some(next) = take() {
             let outcomes = run.chain(&chains[next]);
             lock(&done).push((next, outcomes));
         }
