@@ -164,6 +164,9 @@ pub fn running_machine() -> Vec<Expected> {
         ("all", "/var/lib/systemd/**", "systemd's memory"),
         ("all", "/var/lib/private/**", "services' memory"),
         ("all", "/var/cache/**", "caches"),
+        // systemd's ldconfig.service at the first boot after an update of /usr.
+        ("content", "/etc/ld.so.cache", "caches"),
+        ("all", "/{tmp,var/tmp}/**", "temporary files"),
         ("all", "/var/spool/**", "jobs and mail come and go"),
         ("all", "/var/backups/**", "cron's backups"),
         (
@@ -255,6 +258,9 @@ mod tests {
         assert!(expectations.reason(b"var/log/journal/x", What::Extra, false).is_some());
         assert!(expectations.reason(b"var/log", What::Mtime, true).is_some());
         assert!(expectations.reason(b"root/.bash_history", What::Content, false).is_some());
+        assert!(expectations.reason(b"var/tmp", What::Mtime, true).is_some());
+        assert!(expectations.reason(b"etc/ld.so.cache", What::Mtime, false).is_some());
+        assert!(expectations.reason(b"etc/ld.so.cache", What::Mode, false).is_none());
         assert!(expectations.reason(b"usr/bin/ls", What::Content, false).is_none());
         assert!(expectations.reason(b"usr", What::Mtime, true).is_none());
     }

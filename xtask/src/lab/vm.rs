@@ -341,7 +341,7 @@ impl Vm {
     /// When it does not end within `limit`.
     pub fn shell(&mut self, command: &str, limit: Duration) -> Result<(i32, String)> {
         let start = self.position;
-        self.send(&format!("{command}\necho; echo ka-'end':$?:\n"))?;
+        self.send(&with_status(command))?;
         self.wait_for(&["ka-end:"], limit).with_context(|| format!("running `{command}`"))?;
         let output_end = self.position;
         self.wait_for(&[":"], limit)?;
@@ -391,6 +391,11 @@ impl Drop for Vm {
     }
 }
 
+/// A command, and a line with its status. Nothing that it writes can look like the line.
+fn with_status(command: &str) -> String {
+    format!("{command}\nka_status=$?; echo; echo ka-'end':$ka_status:\n")
+}
+
 fn lock(text: &Mutex<Text>) -> MutexGuard<'_, Text> {
     text.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -405,4 +410,17 @@ pub fn empty_disk(path: &Path, size: u64) -> Result<()> {
         file.set_len(size)
     };
     make().with_context(|| format!("making the disk {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_fails_is_seen_to_fail() {
+        for (command, wanted) in [("true", "ka-end:0:"), ("false", "ka-end:1:"), ("(exit 6)", "ka-end:6:")] {
+            let shell = std::process::Command::new("sh").args(["-c", &with_status(command)]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&shell.stdout).trim(), wanted, "{command}");
+        }
+    }
 }
