@@ -54,7 +54,7 @@ struct Test {
     #[argh(switch)]
     nightly: bool,
     /// only this test with virtual machines (repeatable): three-boards,
-    /// second-generation, wrong-inputs
+    /// second-generation, wrong-inputs, matrix
     #[argh(option, arg_name = "TEST")]
     only: Vec<String>,
     /// with --only second-generation: the disk of an earlier run's clone-sata,

@@ -419,7 +419,8 @@ mod tests {
     #[test]
     fn a_command_that_fails_is_seen_to_fail() {
         for (command, wanted) in [("true", "ka-end:0:"), ("false", "ka-end:1:"), ("(exit 6)", "ka-end:6:")] {
-            let shell = std::process::Command::new("sh").args(["-c", &with_status(command)]).output().unwrap();
+            let shell =
+                std::process::Command::new("sh").args(["-c", &with_status(command)]).output().unwrap();
             assert_eq!(String::from_utf8_lossy(&shell.stdout).trim(), wanted, "{command}");
         }
     }

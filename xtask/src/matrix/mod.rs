@@ -71,8 +71,7 @@ pub fn run(matrix: &Matrix, dir: &Path) -> Result<bool> {
 
 /// The chains, cut behind the last row that is wanted; all of them when nothing is named.
 fn chosen(names: &[String]) -> Result<Vec<Chain>> {
-    let known = |name: &str| CHAINS.iter().any(|chain| chain.rows.iter().any(|row| row.name == name));
-    if let Some(odd) = names.iter().find(|name| !known(name)) {
+    if let Some(odd) = names.iter().find(|name| !self::names().any(|row| row == name.as_str())) {
         bail!("there is no row `{odd}`; see `cargo xtask lab matrix --list`");
     }
     if names.is_empty() {
@@ -87,6 +86,11 @@ fn chosen(names: &[String]) -> Result<Vec<Chain>> {
         Some(Chain { board: chain.board, rows: &chain.rows[first..=last] })
     };
     Ok(CHAINS.iter().filter_map(cut).collect())
+}
+
+/// The names of all rows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CHAINS.iter().flat_map(|chain| chain.rows).map(|row| row.name)
 }
 
 /// The same for tests: the rows `names`, whose programs are built already.
@@ -266,7 +270,7 @@ mod tests {
         assert_eq!(names(&["preserve"]), ["mbr-logical", "preserve"]);
         assert_eq!(names(&["smaller"]), ["big", "smaller"]);
         assert_eq!(names(&["mbr-logical", "plain-13"]), ["mbr-logical", "plain-13"]);
-        assert_eq!(names(&[]).len(), CHAINS.iter().map(|chain| chain.rows.len()).sum::<usize>());
+        assert_eq!(names(&[]).len(), super::names().count());
         assert!(chosen(&["nobody".to_owned()]).is_err());
     }
 }

@@ -113,7 +113,8 @@ pub fn ensure(scope: Scope, log: &Path) -> Result<()> {
 /// # Errors
 /// As said, and when the file system cannot be asked.
 pub fn room(dir: &Path, bytes: u64) -> Result<()> {
-    let space = rustix::fs::statvfs(dir).with_context(|| format!("asking for the space in {}", dir.display()))?;
+    let space =
+        rustix::fs::statvfs(dir).with_context(|| format!("asking for the space in {}", dir.display()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free < bytes {
         let (free, bytes) = (ka_cli::units::show_size(free), ka_cli::units::show_size(bytes));

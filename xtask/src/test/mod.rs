@@ -10,7 +10,7 @@ use crate::binaries::{self, Binaries};
 use crate::golden::Golden;
 use crate::lab::accel;
 use crate::lab::vm::Accel;
-use crate::{demo, golden, interrupt, node, run, say, server, setup};
+use crate::{demo, golden, interrupt, matrix, node, run, say, server, setup};
 use anyhow::{Context, Result, bail};
 use ka_cli::units::show_time;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The tests that need virtual machines.
-const MACHINE_TESTS: [&str; 3] = ["three-boards", "second-generation", "wrong-inputs"];
+const MACHINE_TESTS: [&str; 4] = ["three-boards", "second-generation", "wrong-inputs", "matrix"];
+/// The rows of the matrix that are run here: the deepest stack of volumes, and the newest guest on subvolumes.
+const MATRIX_ROWS: [&str; 2] = ["stack", "btrfs-13"];
 
 /// Bytes that builds and virtual disks take.
 const ROOM: u64 = 12 << 30;
@@ -172,6 +174,9 @@ fn machines(options: &Options, dir: &Path, tally: &mut Tally) -> Result<()> {
             tally.test("second-generation", || second::run(&lab, &first))?;
         }
     }
+    if wanted("matrix") {
+        tally.test("matrix", || matrix::run_rows(&MATRIX_ROWS, &lab.binaries, &dir.join("matrix")))?;
+    }
     Ok(())
 }
 
@@ -208,6 +213,13 @@ fn with_programs(golden: &Golden, binaries: &Binaries, dir: &Path) -> Result<Pat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rows_are_rows_of_the_matrix() {
+        for name in MATRIX_ROWS {
+            assert!(matrix::names().any(|row| row == name), "{name}");
+        }
+    }
 
     #[test]
     fn tests_are_counted() {
