@@ -16,6 +16,9 @@ pub const LOGIN_LIMIT: Duration = Duration::from_secs(480);
 /// One command on an emulated machine.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
+/// What the agent writes on the console when it gives up.
+const FAILED: &str = "INSTALLATION FAILED";
+
 /// What was found out about a clone that is as it must be.
 #[derive(Debug, Clone)]
 pub struct Report {
@@ -87,7 +90,7 @@ fn life(spec: &Spec, net: &Net, golden: &Path, limit: Duration) -> Result<Report
 pub fn install(spec: &Spec, net: &Net, limit: Duration) -> Result<Duration> {
     let start = Instant::now();
     let mut vm = Vm::start(spec, net)?;
-    vm.wait_off(limit).context("installing")?;
+    vm.wait_off_unless(Some(FAILED), limit).context("installing")?;
     if vm.text().contains("Ka: giving up") {
         bail!("{}: iPXE could not start the installer; see {}", spec.name, spec.serial_log().display());
     }

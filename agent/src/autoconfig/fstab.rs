@@ -1,6 +1,7 @@
 //! `/etc/fstab` of the clone: lines whose names still hold stay byte for byte; names that changed are rewritten in their
 //! column; what the layout mounts and fstab lacks is added. A local device that this node does not have is an error,
-//! unless the line says `noauto` or `nofail`: then it is commented out, with the reason.
+//! unless a machine starts without it, as without swap, an EFI system partition that the layout does not have, and what says
+//! `noauto` or `nofail`: then the line is commented out, with the reason.
 
 use super::names::{Meaning, Spec, name_like};
 use super::root::from_bytes;
@@ -118,6 +119,12 @@ impl<'a> Line<'a> {
         self.kind == "swap"
     }
 
+    /// Whether it is an EFI system partition, which a machine that BIOS starts need not have; where UEFI starts it, the
+    /// layout has one.
+    fn is_esp(&self) -> bool {
+        self.kind == "vfat" && ["/boot/efi", "/efi"].contains(&self.mount_path().as_str())
+    }
+
     fn contains(&self, word: &str) -> bool {
         [self.spec, self.dir, self.kind].contains(&word) || self.has(word)
     }
@@ -147,7 +154,7 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
         Meaning::NotHere(_) | Meaning::Unknown => match by_place(context, &fields) {
             Some(volume) if spec.is_stable() && spec.names(volume) => return Outcome::Keep,
             Some(volume) => volume,
-            None if fields.is_optional() => {
+            None if fields.is_optional() || fields.is_swap() || fields.is_esp() => {
                 return comment_out(line, &format!("{} does not exist on this node", fields.spec));
             }
             None => {
@@ -395,6 +402,21 @@ mod tests {
             "{error}"
         );
         assert_eq!(lab.read(PATH).lines().count(), 2, "nothing was written");
+    }
+
+    #[test]
+    fn swap_and_esp_that_the_layout_does_not_have_are_commented_out() {
+        let mut lab = Lab::new();
+        lab.volumes.retain(|v| v.mount.as_ref().is_some_and(|m| m.path == "/"));
+        lab.file(PATH, &kept());
+        Fstab.apply(&lab.context()).unwrap();
+        let now = lab.read(PATH);
+        for name in [format!("UUID={ESP_UUID}"), format!("/dev/disk/by-uuid/{SWAP_UUID}")] {
+            let reason = format!("\n# ka: {name} does not exist on this node:\n#{name}");
+            assert!(now.contains(&reason), "{now}");
+        }
+        assert!(now.contains(&format!("\nUUID={ROOT_UUID} / ")), "{now}");
+        assert!(Fstab.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
     }
 
     #[test]

@@ -293,16 +293,31 @@ impl Vm {
         Ok(ended)
     }
 
-    /// Waits until it has switched itself off (or wanted to start again).
+    /// Waits until it has switched itself off (or wanted to start again), and no longer than until it wrote `bad`.
     ///
     /// # Errors
-    /// When it does not within `limit`, or QEMU ended badly.
-    pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
-        match interrupt::poll(limit, || self.off())? {
+    /// When it wrote that, is not off within `limit`, or QEMU ended badly.
+    pub fn wait_off_unless(&mut self, bad: Option<&str>, limit: Duration) -> Result<()> {
+        let ended = interrupt::poll(limit, || {
+            let off = self.off()?;
+            match bad.and_then(|bad| lock(&self.text).find(self.position, &[bad])) {
+                Some(_) => bail!("{}: wrote `{}`{}", self.spec.name, bad.unwrap_or_default(), self.tail()),
+                None => Ok(off),
+            }
+        })?;
+        match ended {
             Some(status) if status.success() => Ok(()),
             Some(status) => bail!("{}: QEMU ended with {status}{}", self.spec.name, self.tail()),
             None => bail!("{}: still running after {} s{}", self.spec.name, limit.as_secs(), self.tail()),
         }
+    }
+
+    /// [`Vm::wait_off_unless`] without anything that must not be written.
+    ///
+    /// # Errors
+    /// As said there.
+    pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
+        self.wait_off_unless(None, limit)
     }
 
     /// Types on the serial port.
