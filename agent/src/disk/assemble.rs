@@ -220,7 +220,8 @@ fn tidy(dir: &Path) -> Result<()> {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
-    fs::remove_dir(dir).with_context(|| format!("removing {}, which a group of that name left", dir.display()))
+    fs::remove_dir(dir)
+        .with_context(|| format!("removing {}, which a group of that name left", dir.display()))
 }
 
 /// The name of a logical volume below `/dev/mapper`: dashes are doubled.
