@@ -120,6 +120,7 @@ fn dracut(context: &Context) -> Result<Vec<Change>> {
         return Ok(Vec::new());
     }
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    context.root.make_dir("/etc/dracut.conf.d")?;
     written(context, DRACUT, &lines, vec![Change::new("storage", DRACUT, format!("now: {words}"))])
 }
 
@@ -241,6 +242,7 @@ mod tests {
             lab.volumes.push(Volume { fs: None, uuid: None, below: vec![raid.clone()], ..volume });
         }
         lab.volumes[4].below.clear();
+        lab.file(CRYPTTAB, "").file(MDADM[1], "");
         Storage.apply(&lab.context()).unwrap();
         assert!(!lab.exists(DRACUT), "there is no dracut");
         lab.file("/usr/bin/dracut", "");

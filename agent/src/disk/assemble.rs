@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ka_layout::order::Secret;
 use ka_layout::stack::{Base, EXTENT, luks_offset};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -129,6 +129,7 @@ fn make_one(made: &mut Assembled, volumes: &[VolumePlan], volume: &VolumePlan, k
         }
         Kind::Group { name } => {
             load("dm_mod");
+            tidy(&Path::new("/dev").join(name))?;
             let config = lvm_config(&below);
             let mut words = vec!["pvcreate", "--config", &config, "-ff", "-y", "--dataalignment", "1m"];
             words.extend(&below);
@@ -205,6 +206,24 @@ fn lvm_config(devices: &[&str]) -> String {
     )
 }
 
+/// Takes away the directory of a former group of the same name, in which links lead nowhere: whoever closed its volumes
+/// without `lvm` and without udev left it, and `vgcreate` refuses a name that is taken in `/dev`.
+fn tidy(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e).with_context(|| format!("listing {}", dir.display())),
+    };
+    for entry in entries {
+        let path = entry.with_context(|| format!("listing {}", dir.display()))?.path();
+        if path.is_symlink() && !path.exists() {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    fs::remove_dir(dir)
+        .with_context(|| format!("removing {}, which a group of that name left", dir.display()))
+}
+
 /// The name of a logical volume below `/dev/mapper`: dashes are doubled.
 fn mapper_name(group: &str, name: &str) -> String {
     format!("{}-{}", group.replace('-', "--"), name.replace('-', "--"))
@@ -271,5 +290,22 @@ mod tests {
         );
         assert!(lvm_config(&["/dev/mapper/a.b+c"]).contains("a|^/dev/mapper/a[.]b[+]c$|"));
         assert_eq!(mapper_name("my-vg", "a-b"), "my--vg-a--b");
+    }
+
+    #[test]
+    fn what_a_former_group_left_in_dev_goes() {
+        let dev = tempfile::tempdir().unwrap();
+        let group = dev.path().join("vg0");
+        tidy(&group).unwrap();
+        fs::create_dir(&group).unwrap();
+        std::os::unix::fs::symlink("/no/such/mapper/vg0-root", group.join("root")).unwrap();
+        tidy(&group).unwrap();
+        assert!(!group.exists());
+        // What is in use, or no group's at all, stays.
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("node"), "").unwrap();
+        let error = format!("{:#}", tidy(&group).unwrap_err());
+        assert!(error.contains("vg0, which a group of that name left"), "{error}");
+        assert!(group.join("node").exists());
     }
 }
