@@ -17,6 +17,7 @@ use rustix::fs::{FileType, readlinkat};
 use rustix::io::Errno;
 
 use crate::expected::{Expectations, Expected, running_machine};
+use crate::glob::GlobError;
 use crate::manifest::{Entry, Kind, ManifestError, Reader, is_below, order};
 use crate::pack::{PackError, PackOptions};
 use crate::reader::{Name, open_file};
@@ -144,7 +145,7 @@ pub enum VerifyError {
     Walk(#[from] PackError),
     /// A glob of what may differ is none.
     #[error("what may differ: {0}")]
-    Pattern(#[from] globset::Error),
+    Pattern(#[from] GlobError),
     /// What is mounted where is not known.
     #[error("reading /proc/self/mountinfo: {0}")]
     Mounts(io::Error),
