@@ -33,6 +33,7 @@ enum Command {
     Deploy(Deploy),
     Disks(Disks),
     Autoconfig(crate::dry_run::Args),
+    Verify(crate::verify_command::VerifyArgs),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -112,6 +113,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Deploy(args) => deploy(args),
         Command::Disks(args) => disks(args),
         Command::Autoconfig(args) => crate::dry_run::run(args),
+        Command::Verify(args) => crate::verify_command::run(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");

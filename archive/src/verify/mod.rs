@@ -2,6 +2,7 @@
 //! walk and the manifest have one order, so that both are gone through once, side by side, and memory does not grow with
 //! the tree. Everything that the manifest holds is compared; where holes lie is not.
 
+pub mod command;
 mod content;
 mod links;
 mod mounts;
@@ -152,6 +153,9 @@ pub enum VerifyError {
     /// The manifest cannot be read twice.
     #[error("going back to the manifest's beginning: {0}")]
     Rewind(io::Error),
+    /// What was found cannot be told.
+    #[error("writing the report: {0}")]
+    Report(io::Error),
 }
 
 /// Compares the tree that `options` name with `manifest`, and tells of each difference, also of those that were to be
