@@ -276,7 +276,8 @@ impl<W: Write> Packer<'_, W> {
         Encoder::default().put(&mut bytes, &head)?;
         self.put(&bytes)?;
         if self.tells {
-            self.observer.packed(&reader::entry(path, stat, Kind::HardLink, &target, xattrs));
+            let none = Attributes::default();
+            self.observer.packed(&reader::entry(path, stat, Kind::HardLink, &target, xattrs, none));
         }
         self.summary.hard_links += 1;
         Ok(())
