@@ -35,6 +35,7 @@ enum Command {
     Disks(Disks),
     Autoconfig(crate::dry_run::Args),
     Stage(Stage),
+    Verify(crate::verify_command::VerifyArgs),
 }
 
 /// receive the golden tree into a directory; no disk is touched, nothing reboots
@@ -131,6 +132,7 @@ pub fn run(args: &Args) -> Exit {
         Command::Disks(args) => disks(args),
         Command::Autoconfig(args) => crate::dry_run::run(args),
         Command::Stage(args) => stage(args),
+        Command::Verify(args) => crate::verify_command::run(args),
     };
     result.unwrap_or_else(|e| {
         eprintln!("ka-agent: {e:#}");

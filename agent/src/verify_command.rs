@@ -1,12 +1,9 @@
-//! `ka-verify`: compares this running machine, or a clone that is mounted here, with a manifest of its golden tree. The
-//! manifest is not on the clone; it comes from the golden node, as a file or on standard input. It is a program of its own
-//! because `ka-agent` must stay small in the initramfs: globs alone (regex-automata) would add half a megabyte to it.
+//! `ka-agent verify`: compares this running machine, or a clone that is mounted here, with a manifest of its golden tree. The
+//! manifest is not on the clone; it comes from the golden node, as a file or on standard input.
 
 use anyhow::{Context, Result};
 use argh::FromArgs;
-use ka_archive::verify::report::Report;
-use ka_archive::verify::{VerifyError, VerifyOptions, verify};
-use ka_archive::{Allows, Expected};
+use ka_archive::verify::command::{Outcome, Request, run as compare};
 use ka_cli::exit::Exit;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -14,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// compare this machine, or a clone that is mounted here, with a manifest of its golden tree
 #[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "verify")]
 pub struct VerifyArgs {
     /// the manifest, from the golden node; - is standard input
     #[argh(option, arg_name = "FILE")]
@@ -45,28 +43,24 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
     } else {
         File::open(&args.manifest).with_context(|| format!("opening {}", args.manifest.display()))?
     };
-    let options = VerifyOptions {
+    let request = Request {
         root: args.root.clone(),
         clone: true,
-        running: args.running || args.root == Path::new("/"),
-        expected: args
-            .expect
-            .iter()
-            .map(|glob| Expected { allows: Allows::ALL, glob: glob.clone(), why: "--expect".to_owned() })
-            .collect(),
-        threads: 0,
+        running: args.running,
+        expect: args.expect.clone(),
+        all: args.all,
+        json: args.json,
     };
-    let mut report = Report::new(io::stdout().lock(), args.json, args.all);
-    let summary = match verify(&manifest, &options, &mut |difference| report.difference(difference)) {
-        Ok(summary) => summary,
-        Err(VerifyError::Pattern(e)) => {
-            eprintln!("ka-verify: --expect: {e}");
-            return Ok(Exit::Usage);
+    let outcome = compare(&manifest, &request, io::stdout().lock())
+        .with_context(|| format!("comparing {}", args.root.display()))?;
+    Ok(match outcome {
+        Outcome::Clean => Exit::Done,
+        Outcome::Differs => Exit::Differs,
+        Outcome::Usage(what) => {
+            eprintln!("ka-agent: {what}");
+            Exit::Usage
         }
-        Err(e) => return Err(e).with_context(|| format!("comparing {}", args.root.display())),
-    };
-    report.finish(&summary).context("writing the report")?;
-    Ok(if summary.is_clean() { Exit::Done } else { Exit::Differs })
+    })
 }
 
 /// The manifest is read twice, so a pipe's content is kept in a file without a name, in /tmp, which is never compared.

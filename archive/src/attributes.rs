@@ -8,7 +8,7 @@ use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 
 /// `FS_NOCOMP_FL`.
-const NOCOMP: IFlags = IFlags::from_bits_retain(0x400);
+pub(crate) const NOCOMP: IFlags = IFlags::from_bits_retain(0x400);
 
 /// The flags that are carried, by the names that star and libarchive have given them.
 const NAMES: [(IFlags, &str); 15] = [
@@ -31,9 +31,10 @@ const NAMES: [(IFlags, &str); 15] = [
 
 /// Flags and project id of an inode; the default is none of either.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
+pub struct Attributes {
     /// Bits of [`IFlags`].
     flags: u32,
+    /// The project id; 0 is none.
     pub project: u32,
 }
 
@@ -73,8 +74,14 @@ impl Attributes {
         self == Self::default()
     }
 
+    /// Of the flags only some.
+    pub(crate) fn only(self, some: IFlags) -> Self {
+        Self { flags: self.flags & some.bits(), ..self }
+    }
+
     /// The words of `SCHILY.fflags`; empty without flags.
-    pub(crate) fn words(self) -> String {
+    #[must_use]
+    pub fn words(self) -> String {
         if self.flags == 0 {
             return String::new();
         }

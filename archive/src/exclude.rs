@@ -1,13 +1,11 @@
 //! What is not sent: globs on the absolute path inside the root. `*` stops at a slash, `**` does not. A directory that
 //! matches is sent empty, with its own mode, owner and xattrs; a pattern that ends in `/*` or `/**` means the content of
 //! the directory only; anything else that matches is left out. A pattern without a leading slash matches at any depth.
+//! What else globs can say stands in [`crate::glob`].
 
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
-use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
+use crate::glob::{GlobError, Patterns, alternatives, escape};
 
 /// What the exclude patterns say of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,41 +17,32 @@ pub(crate) enum Verdict {
 }
 
 pub(crate) struct Excludes {
-    all: GlobSet,
-    content: GlobSet,
+    all: Patterns,
+    content: Patterns,
 }
 
 impl Excludes {
-    pub(crate) fn new(patterns: &[String]) -> Result<Self, globset::Error> {
-        let (mut all, mut content) = (GlobSetBuilder::new(), GlobSetBuilder::new());
-        for pattern in patterns {
-            let rooted = if pattern.starts_with('/') { pattern.clone() } else { format!("/**/{pattern}") };
-            let directory = rooted.strip_suffix("/**").or_else(|| rooted.strip_suffix("/*"));
-            // The content of the root itself is "/" when its suffix is gone.
-            let (set, text) = match directory {
-                Some("") => (&mut content, "/"),
-                Some(directory) => (&mut content, directory),
-                None => (&mut all, rooted.as_str()),
-            };
-            set.add(GlobBuilder::new(text).literal_separator(true).build()?);
+    pub(crate) fn new(patterns: &[String]) -> Result<Self, GlobError> {
+        let (mut all, mut content) = (Patterns::default(), Patterns::default());
+        for (number, glob) in patterns.iter().enumerate() {
+            for one in alternatives(glob)? {
+                let rooted = if one.starts_with('/') { one } else { format!("/**/{one}") };
+                match rooted.strip_suffix("/**").or_else(|| rooted.strip_suffix("/*")) {
+                    // The content of the root itself.
+                    Some("") => content.add(number, "/")?,
+                    Some(directory) => content.add(number, directory)?,
+                    None => all.add(number, &rooted)?,
+                }
+            }
         }
-        Ok(Self { all: all.build()?, content: content.build()? })
+        Ok(Self { all, content })
     }
 
     /// The verdict on `path`, relative to the root and without a leading slash.
     pub(crate) fn verdict(&self, path: &[u8], directory: bool) -> Verdict {
-        if self.all.is_empty() && self.content.is_empty() {
-            return Verdict::Keep;
-        }
-        let absolute = [b"/", path].concat();
-        let candidate = Candidate::new(Path::new(OsStr::from_bytes(&absolute)));
         match directory {
-            true if self.all.is_match_candidate(&candidate)
-                || self.content.is_match_candidate(&candidate) =>
-            {
-                Verdict::Empty
-            }
-            false if self.all.is_match_candidate(&candidate) => Verdict::LeaveOut,
+            true if self.all.any(path) || self.content.any(path) => Verdict::Empty,
+            false if self.all.any(path) => Verdict::LeaveOut,
             _ => Verdict::Keep,
         }
     }
@@ -82,7 +71,7 @@ pub fn default_excludes(mounts: &[String]) -> Vec<String> {
     for mount in mounts {
         let mount = mount.trim_matches('/');
         if !mount.is_empty() {
-            patterns.push(format!("/{}/lost+found/*", globset::escape(mount)));
+            patterns.push(format!("/{}/lost+found/*", escape(mount)));
         }
     }
     patterns
@@ -110,7 +99,7 @@ fn swap_files(proc_swaps: &str) -> Vec<String> {
             let (path, kind) = (words.next()?, words.next()?);
             // A deleted swap file has no path any more.
             (kind == "file" && path.starts_with('/') && !line.contains("\\040(deleted)"))
-                .then(|| globset::escape(&String::from_utf8_lossy(&unescape(path.as_bytes()))))
+                .then(|| escape(&String::from_utf8_lossy(&unescape(path.as_bytes()))))
         })
         .collect()
 }

@@ -1,15 +1,11 @@
 //! In what a clone may differ from its golden tree: globs on the absolute path inside the root, each with what it allows and
-//! why. `*` stops at a slash, `**` does not, `{a,b}` is either. The time of a directory that may hold such a path may differ,
-//! too. A glob that ends in `/**` means what is below, not the directory itself.
+//! why; [`crate::glob`] says what they mean. The time of a directory that may hold such a path may differ, too. A glob that
+//! ends in `/**` means what is below, not the directory itself.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::str::FromStr;
 
-use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
-
+use crate::glob::{GlobError, Patterns, alternatives, parent};
 use crate::verify::What;
 
 /// What a glob allows.
@@ -90,69 +86,34 @@ impl Expected {
 /// A list of expected differences, ready for use.
 pub(crate) struct Expectations {
     list: Vec<Expected>,
-    paths: GlobSet,
-    /// Directories that may hold what globs mean, and the indices of those globs.
-    parents: GlobSet,
-    children: Vec<usize>,
+    paths: Patterns,
+    /// Directories that may hold what globs mean.
+    parents: Patterns,
 }
 
 impl Expectations {
-    pub(crate) fn new(list: Vec<Expected>) -> Result<Self, globset::Error> {
-        let (mut paths, mut parents) = (GlobSetBuilder::new(), GlobSetBuilder::new());
-        let mut children = Vec::new();
+    pub(crate) fn new(list: Vec<Expected>) -> Result<Self, GlobError> {
+        let (mut paths, mut parents) = (Patterns::default(), Patterns::default());
         for (number, expected) in list.iter().enumerate() {
-            let glob = &expected.glob;
-            if !glob.starts_with('/') {
-                // Its parent would be every directory.
-                paths.add(compiled(&format!("/**/{glob}"))?);
-                continue;
-            }
-            paths.add(compiled(glob)?);
-            for one in alternatives(glob) {
-                let parent = one.rsplit_once('/').map_or("", |(directory, _)| directory);
-                // A glob that is cut in an odd place (nested braces) has no parents.
-                if let Ok(parent) = compiled(if parent.is_empty() { "/" } else { parent }) {
-                    parents.add(parent);
-                    children.push(number);
+            for one in alternatives(&expected.glob)? {
+                paths.add(number, &one)?;
+                // Without a slash at its start, every directory would be one.
+                let Some(parent) = parent(&one)? else { continue };
+                parents.add(number, parent)?;
+                if one.ends_with("/**") {
+                    parents.add(number, &one)?;
                 }
             }
         }
-        Ok(Self { list, paths: paths.build()?, parents: parents.build()?, children })
+        Ok(Self { list, paths, parents })
     }
 
     /// Why a difference was to be expected; none when it was not.
     pub(crate) fn reason(&self, path: &[u8], what: What, directory: bool) -> Option<&str> {
-        let absolute = [b"/", path].concat();
-        let candidate = Candidate::new(Path::new(OsStr::from_bytes(&absolute)));
-        let matches = self.paths.matches_candidate(&candidate);
-        if let Some(expected) = matches.iter().map(|&i| &self.list[i]).find(|e| e.allows.difference(what)) {
-            return Some(&expected.why);
-        }
-        if !directory || what != What::Mtime {
-            return None;
-        }
+        let allowed = self.paths.all(path).find(|&i| self.list[i].allows.difference(what));
         // What may hold new or lost things has another time.
-        let parents = self.parents.matches_candidate(&candidate);
-        let above = parents.iter().map(|&i| self.children[i]);
-        let below = matches.iter().copied().filter(|&i| self.list[i].glob.ends_with("/**"));
-        above.chain(below).next().map(|i| self.list[i].why.as_str())
-    }
-}
-
-fn compiled(glob: &str) -> Result<globset::Glob, globset::Error> {
-    // `{,.pub}` means the name without an ending, too.
-    GlobBuilder::new(glob).literal_separator(true).empty_alternates(true).build()
-}
-
-/// The globs that braces stand for: `/a/{b,c/d}` means `/a/b` and `/a/c/d`. Braces in brackets are no braces.
-fn alternatives(glob: &str) -> Vec<String> {
-    let open = glob.match_indices('{').map(|(at, _)| at).find(|&at| !glob[..at].ends_with('['));
-    let split = open.and_then(|at| Some((&glob[..at], glob[at + 1..].split_once('}')?)));
-    match split {
-        None => vec![glob.to_owned()],
-        Some((start, (choices, end))) => {
-            choices.split(',').flat_map(|choice| alternatives(&format!("{start}{choice}{end}"))).collect()
-        }
+        let holds = || self.parents.all(path).next().filter(|_| directory && what == What::Mtime);
+        allowed.or_else(holds).map(|i| self.list[i].why.as_str())
     }
 }
 

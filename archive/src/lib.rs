@@ -14,6 +14,7 @@ mod entry;
 mod exclude;
 mod expected;
 mod flusher;
+mod glob;
 mod header;
 mod input;
 pub mod manifest;
@@ -37,6 +38,7 @@ mod xattr;
 
 pub use exclude::{active_swap_files, default_excludes};
 pub use expected::{Allows, Expected, running_machine};
+pub use glob::GlobError;
 pub use measure::{Used, measure};
 pub use pack::{PackError, PackOptions, PackSummary, pack};
 pub use unpack::{UnpackError, UnpackOptions, UnpackSummary, unpack};

@@ -13,6 +13,7 @@ use crate::attributes::Attributes;
 use crate::batch::{Batch, Found, LinkKey, Links, Thing, link_key};
 use crate::digest::Digester;
 use crate::encode::{Encoder, Head};
+use crate::glob::GlobError;
 use crate::manifest::{self, Kind};
 use crate::output::Output;
 use crate::pipeline::{Pipeline, READERS};
@@ -83,7 +84,7 @@ pub enum PackError {
     },
     /// An exclude pattern is no glob.
     #[error("exclude pattern: {0}")]
-    Pattern(#[from] globset::Error),
+    Pattern(#[from] GlobError),
     /// `/proc` is needed for the xattrs of what cannot be opened.
     #[error("/proc is not mounted: {0}")]
     NoProc(io::Error),
@@ -275,7 +276,8 @@ impl<W: Write> Packer<'_, W> {
         Encoder::default().put(&mut bytes, &head)?;
         self.put(&bytes)?;
         if self.tells {
-            self.observer.packed(&reader::entry(path, stat, Kind::HardLink, &target, xattrs));
+            let none = Attributes::default();
+            self.observer.packed(&reader::entry(path, stat, Kind::HardLink, &target, xattrs, none));
         }
         self.summary.hard_links += 1;
         Ok(())

@@ -179,7 +179,7 @@ impl Reader {
         let (kind, stat) = (EntryType::Directory, &found.stat);
         let head = Head { path, stat, kind, link: &[], xattrs: &xattrs, attributes, size: 0, map: None };
         self.encoder.put(out, &head)?;
-        let told = self.tells.then(|| Box::new(entry(path, stat, Kind::Directory, &[], &xattrs)));
+        let told = self.tells.then(|| Box::new(entry(path, stat, Kind::Directory, &[], &xattrs, attributes)));
         Ok(Outcome::Done { counts: Counts::Directory, link: None, content: 0, changed: false, told })
     }
 
@@ -247,7 +247,7 @@ impl Reader {
             Head { path, stat: &stat, kind, link: &[], xattrs: &xattrs, attributes, size, map: map.as_ref() };
         let content = self.encoder.put(out, &head)?;
         let sparse = map.is_some();
-        let mut told = self.tells.then(|| Box::new(entry(path, &stat, Kind::File, &[], &xattrs)));
+        let mut told = self.tells.then(|| Box::new(entry(path, &stat, Kind::File, &[], &xattrs, attributes)));
         let map = map.unwrap_or_else(|| vec![(0, size)]);
         if content > LARGE {
             let large = Large { fd, stat, map, content, told, sparse };
@@ -309,7 +309,7 @@ impl Reader {
                     (Kind::File, Some(manifest::Content { size: 0, sparse: false, digest }))
                 }
             };
-            let mut told = Box::new(entry(path, &found.stat, kind, link, xattrs));
+            let mut told = Box::new(entry(path, &found.stat, kind, link, xattrs, Attributes::default()));
             told.content = content;
             told
         });
@@ -324,6 +324,7 @@ pub(crate) fn entry(
     kind: Kind,
     link: &[u8],
     xattrs: &Xattrs,
+    attributes: Attributes,
 ) -> manifest::Entry<'static> {
     manifest::Entry {
         path: Cow::Owned(path.to_vec()),
@@ -339,6 +340,7 @@ pub(crate) fn entry(
         links: stat.stx_nlink,
         link: Cow::Owned(link.to_vec()),
         xattrs: Cow::Owned(xattrs.clone()),
+        attributes,
         content: None,
         changed: false,
     }

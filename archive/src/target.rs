@@ -47,7 +47,7 @@ pub(crate) enum Feature<'a> {
 }
 
 impl FsKind {
-    fn from_magic(magic: u64) -> Self {
+    pub(crate) fn from_magic(magic: u64) -> Self {
         match magic {
             0x4d44 | 0x2011_bab0 => Self::Fat,
             0x9123_683e => Self::Btrfs,
@@ -255,9 +255,14 @@ fn resolve() -> ResolveFlags {
 
 /// What the file system that `fd` is on can hold.
 pub(crate) fn kind<F: AsFd>(fd: F) -> Result<FsKind, Errno> {
+    magic(fd.as_fd()).map(|magic| FsKind::from_magic(magic.into()))
+}
+
+/// The number that the file system that `fd` is on goes by.
+pub(crate) fn magic(fd: BorrowedFd<'_>) -> Result<u32, Errno> {
     // The field is signed on some machines and 32 bits wide on others.
-    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
-    fstatfs(fd).map(|stat| FsKind::from_magic(stat.f_type as u64 & 0xffff_ffff))
+    #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, clippy::unnecessary_cast)]
+    fstatfs(fd).map(|stat| stat.f_type as u32)
 }
 
 /// `path` from a stream as a path below the root: without empty components and `.`; empty means the root itself.

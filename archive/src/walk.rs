@@ -42,6 +42,8 @@ pub(crate) struct Item<'w> {
     pub directory: Option<&'w Arc<OwnedFd>>,
     /// It is where another file system is mounted that is not sent.
     pub other_mount: bool,
+    /// It is a directory whose content is left out.
+    pub emptied: bool,
     /// Index of the mount in the options' list that it belongs to.
     pub mount: usize,
 }
@@ -205,6 +207,7 @@ impl Walker {
             stat,
             directory: Some(fd),
             other_mount: false,
+            emptied: self.shallow.is_some(),
             mount: 0,
         }))
     }
@@ -236,6 +239,7 @@ impl Walker {
                     stat,
                     directory: None,
                     other_mount: other,
+                    emptied: false,
                     mount: parent_index,
                 })));
             }
@@ -261,6 +265,7 @@ impl Walker {
                 stat,
                 directory: Some(fd),
                 other_mount: false,
+                emptied: self.shallow.is_some(),
                 mount,
             })));
         }
@@ -307,6 +312,7 @@ impl Walker {
             stat,
             directory: None,
             other_mount: true,
+            emptied: false,
             mount: self.stack[level].mount,
         }))
     }

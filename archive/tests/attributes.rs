@@ -1,6 +1,6 @@
 //! Flags (`chattr`) and project ids, on file systems made for it: they come back as they were, whatever they forbid; GNU
 //! tar and bsdtar read the stream; a file system without them gets all else, and what it lacks is told. Labels of SELinux
-//! are xattrs. Needs root, e2fsprogs, xfsprogs and btrfs-progs.
+//! are xattrs. A manifest has them, too, and a clone is compared in what its file system can hold. Needs root, e2fsprogs, xfsprogs and btrfs-progs.
 
 // Helpers of tests are tests, too, though the lint does not see it.
 #![allow(clippy::unwrap_used)]
@@ -9,7 +9,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ka_archive::manifest::{Header, Writer};
 use ka_archive::testing::{difference, listing, run};
+use ka_archive::verify::{VerifyOptions, verify};
 use ka_archive::{PackOptions, UnpackOptions, UnpackSummary, pack, unpack};
 
 /// A file system in a file, mounted; its flags are removed and it is unmounted at the end.
@@ -188,4 +190,96 @@ fn what_a_file_system_lacks_is_told_and_the_rest_comes() {
     chattr(&["-p", "42"], &xfs.root().join("counted"));
     let summary = unpacked(&packed(&xfs.root()), &to.0.join("more"));
     assert_eq!(summary.not_representable.first, ["setting the flags or the project id of /counted"]);
+}
+
+/// Packs `root` with its manifest beside `stream`, which is returned.
+fn with_manifest(root: &Path, manifest: &Path) -> Vec<u8> {
+    let mut writer = Writer::create(manifest, &Header { root: root.into(), ..Header::default() }).unwrap();
+    let mut stream = Vec::new();
+    let options = PackOptions { root: root.into(), ..PackOptions::default() };
+    pack(&options, &mut stream, &mut writer).unwrap();
+    writer.finish().unwrap();
+    stream
+}
+
+/// What differs, each as `WORD PATH: GOLDEN, HERE`.
+fn differences(manifest: &Path, root: &Path) -> Vec<String> {
+    let mut told = Vec::new();
+    let options = VerifyOptions { root: root.into(), clone: true, ..VerifyOptions::default() };
+    verify(&File::open(manifest).unwrap(), &options, &mut |d| {
+        let text = |side: &Option<String>| side.clone().unwrap_or_default();
+        let path = String::from_utf8(d.path.clone()).unwrap();
+        told.push(format!("{} {path}: {}, {}", d.what.word(), text(&d.golden), text(&d.here)));
+    })
+    .unwrap();
+    told.sort();
+    told
+}
+
+#[test]
+fn flags_and_project_ids_that_differ_are_told_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = directory.path().join("manifest");
+    for (name, mkfs, projects) in [("ext4", &EXT4, false), ("xfs", &XFS, true)] {
+        let mount = Mount::new(directory.path(), name, mkfs);
+        fs::create_dir(mount.root()).unwrap();
+        tree(&mount.root(), projects);
+        let stream = with_manifest(&mount.root(), &manifest);
+        let clone = mount.0.join("again");
+        unpacked(&stream, &clone);
+        for root in [&mount.root(), &clone] {
+            assert_eq!(differences(&manifest, root), [""; 0], "{name}");
+        }
+        chattr(&["-i"], &clone.join("sealed/file"));
+        chattr(&["+d"], &clone.join("plain"));
+        chattr(&["-i"], &clone.join("sealed"));
+        let mut wanted = vec![
+            "flags plain: none, nodump".to_owned(),
+            "flags sealed/file: schg, none".to_owned(),
+            "flags sealed: schg, none".to_owned(),
+        ];
+        if projects {
+            chattr(&["-p", "7"], &clone.join("project/mine"));
+            chattr(&["-p", "0"], &clone.join("project"));
+            chattr(&["-p", "9"], &clone.join("plain"));
+            wanted.extend(
+                ["plain: 0, 9", "project/mine: 42, 7", "project: 42, 0"].map(|t| format!("project {t}")),
+            );
+        }
+        wanted.sort();
+        assert_eq!(differences(&manifest, &clone), wanted, "{name}");
+        // One that was made before flags were looked at says nothing of them.
+        let text = run(Command::new("zstdcat").arg(&manifest)).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("#attributes flags projid\n") && text.contains(" flags=schg"), "{text}");
+        assert_eq!(text.contains(" projid=42"), projects);
+        let is_old = |word: &&str| !word.starts_with("flags=") && !word.starts_with("projid=");
+        let old: String = text
+            .lines()
+            .filter(|line| !line.starts_with("#attributes"))
+            .map(|line| line.split(' ').filter(is_old).collect::<Vec<_>>().join(" ") + "\n")
+            .collect();
+        fs::write(&manifest, old).unwrap();
+        assert_eq!(differences(&manifest, &clone), [""; 0], "{name}");
+        for root in [mount.root(), clone] {
+            run(Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(root)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_the_clones_file_system_cannot_hold_is_not_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = directory.path().join("manifest");
+    let btrfs = Mount::new(directory.path(), "btrfs", &["mkfs.btrfs", "-q"]);
+    let ext4 = Mount::new(directory.path(), "ext4", &EXT4);
+    fs::create_dir(btrfs.root()).unwrap();
+    let file = btrfs.root().join("nocow");
+    fs::write(&file, b"").unwrap();
+    chattr(&["+CdA"], &file);
+    let stream = with_manifest(&btrfs.root(), &manifest);
+    unpacked(&stream, &ext4.root());
+    assert_eq!(differences(&manifest, &ext4.root()), [""; 0]);
+    chattr(&["-d"], &ext4.root().join("nocow"));
+    assert_eq!(differences(&manifest, &ext4.root()), ["flags nocow: nodump,noatime, noatime"]);
 }

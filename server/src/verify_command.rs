@@ -5,12 +5,10 @@ use crate::deployment::manifests;
 use anyhow::{Context, Result};
 use argh::FromArgs;
 use ka_archive::manifest::Reader;
-use ka_archive::verify::report::Report;
-use ka_archive::verify::{VerifyError, VerifyOptions, verify};
-use ka_archive::{Allows, Expected};
+use ka_archive::verify::command::{Outcome, Request, run as compare};
 use ka_cli::exit::Exit;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// compare the golden tree, or a clone that is mounted here, with a deployment's manifest
 #[derive(FromArgs, Debug)]
@@ -66,30 +64,23 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
     let manifest = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let golden = Reader::new(&manifest).with_context(|| path.display().to_string())?.header().root.clone();
     let root = args.root.clone().unwrap_or(golden);
-    let options = VerifyOptions {
-        clone: args.root.is_some(),
-        running: args.running || root == Path::new("/"),
-        expected: args
-            .expect
-            .iter()
-            .map(|glob| Expected { allows: Allows::ALL, glob: glob.clone(), why: "--expect".to_owned() })
-            .collect(),
+    log::info!("comparing {} with {}", root.display(), path.display());
+    let request = Request {
         root,
-        threads: 0,
+        clone: args.root.is_some(),
+        running: args.running,
+        expect: args.expect.clone(),
+        all: args.all,
+        json: args.json,
     };
-    log::info!("comparing {} with {}", options.root.display(), path.display());
-    let mut report = Report::new(std::io::stdout().lock(), args.json, args.all);
-    let summary = match verify(&manifest, &options, &mut |difference| report.difference(difference)) {
-        Ok(summary) => summary,
-        Err(VerifyError::Pattern(e)) => {
-            eprintln!("ka-server: --expect: {e}");
-            return Ok(Exit::Usage);
+    let outcome = compare(&manifest, &request, std::io::stdout().lock())
+        .with_context(|| format!("comparing {} with {}", request.root.display(), path.display()))?;
+    Ok(match outcome {
+        Outcome::Clean => Exit::Done,
+        Outcome::Differs => Exit::Differs,
+        Outcome::Usage(what) => {
+            eprintln!("ka-server: {what}");
+            Exit::Usage
         }
-        Err(e) => {
-            return Err(e)
-                .with_context(|| format!("comparing {} with {}", options.root.display(), path.display()));
-        }
-    };
-    report.finish(&summary).context("writing the report")?;
-    Ok(if summary.is_clean() { Exit::Done } else { Exit::Differs })
+    })
 }

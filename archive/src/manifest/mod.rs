@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::io;
 use std::path::PathBuf;
 
+pub use crate::attributes::Attributes;
 pub use crate::digest::Digest;
 pub use crate::entry::Kind;
 pub use reader::Reader;
@@ -62,6 +63,8 @@ pub struct Entry<'a> {
     pub link: Cow<'a, [u8]>,
     /// Extended attributes, in the order of their names.
     pub xattrs: Cow<'a, [(CString, Vec<u8>)]>,
+    /// Flags (`chattr`) and project id, of files and directories.
+    pub attributes: Attributes,
     /// A regular file's content.
     pub content: Option<Content>,
     /// The file changed while it was read; the content is what was sent.

@@ -28,6 +28,7 @@ pub struct Reader<'r> {
     first: bool,
     last: Option<Cow<'static, [u8]>>,
     ended: bool,
+    attributes: bool,
 }
 
 impl std::fmt::Debug for Reader<'_> {
@@ -61,6 +62,7 @@ impl<'r> Reader<'r> {
             first: false,
             last: None,
             ended: false,
+            attributes: false,
         };
         reader.head(packed)?;
         Ok(reader)
@@ -70,6 +72,12 @@ impl<'r> Reader<'r> {
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// Whether the entries tell of flags and project ids; manifests that were made before these were looked at do not.
+    #[must_use]
+    pub fn has_attributes(&self) -> bool {
+        self.attributes
     }
 
     /// The next entry; none at the manifest's proper end.
@@ -174,6 +182,9 @@ impl<'r> Reader<'r> {
             }
             (b"root", [path]) => header.root = PathBuf::from(OsString::from_vec(path.clone())),
             (b"mount", [path]) => header.mounts.push(utf8(path)?),
+            (b"attributes", [flags, project]) if flags == b"flags" && project == b"projid" => {
+                self.attributes = true;
+            }
             (b"exclude", [glob]) => header.excludes.push(utf8(glob)?),
             (b"expect", [what, glob, why]) => header.expected.push(Expected {
                 allows: utf8(what)?.parse::<Allows>()?,
@@ -312,6 +323,8 @@ mod tests {
         let lines = [
             ". type=dir mode=0755 uid=0 gid=0 time=1000000000.000000000",
             "./a\\012b type=link mode=0777 uid=1 gid=2 time=1000000000.000000001 link=to\\040there",
+            "./file type=file mode=0644 uid=0 gid=0 time=1000000000.000000000 size=0 \
+             blake3=af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262 flags=nodump projid=42",
             "./dev type=char mode=0600 uid=0 gid=0 time=1000000000.000000000 device=linux,1,3",
         ];
         let entries: Vec<Entry<'_>> = lines.iter().map(|l| text::parse(l.as_bytes()).unwrap()).collect();

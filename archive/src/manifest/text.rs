@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::ffi::CString;
 use std::io::Write as _;
 
-use super::{Content, Entry};
+use super::{Attributes, Content, Entry};
 use crate::digest::Digest;
 use crate::entry::{Kind, MAX_PATH};
 
@@ -109,6 +109,13 @@ pub(super) fn put(entry: &Entry<'_>, out: &mut Vec<u8>) {
         let form = if content.sparse { "blake3-sparse" } else { "blake3" };
         let _ = write!(out, " size={} {form}=", content.size);
         put_hex(&content.digest, out);
+    }
+    let words = entry.attributes.words();
+    if !words.is_empty() {
+        let _ = write!(out, " flags={words}");
+    }
+    if entry.attributes.project != 0 {
+        let _ = write!(out, " projid={}", entry.attributes.project);
     }
     if entry.changed {
         out.extend_from_slice(b" changed");
@@ -228,6 +235,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Entry<'static>, String> {
         links: 1,
         link: Cow::Owned(Vec::new()),
         xattrs: Cow::Owned(Vec::new()),
+        attributes: Attributes::default(),
         content: None,
         changed: words.changed,
     };
@@ -289,11 +297,29 @@ fn metadata(entry: &mut Entry<'static>, words: &mut Words<'_>) -> Result<(), Str
         }
         _ => {}
     }
+    if matches!(entry.kind, Kind::File | Kind::Directory) {
+        entry.attributes = attributes(words)?;
+    }
     if entry.changed && entry.kind != Kind::File {
         return Err("`changed` means nothing here".to_owned());
     }
     entry.xattrs = Cow::Owned(std::mem::take(&mut words.xattrs));
     Ok(())
+}
+
+fn attributes(words: &mut Words<'_>) -> Result<Attributes, String> {
+    let mut attributes = Attributes::default();
+    if let Some(text) = words.take("flags") {
+        // Only in the one form in which they are written.
+        if !attributes.take_words(text.as_bytes()) || attributes.words() != text || text.is_empty() {
+            return Err(format!("`flags={text}` are no flags that are known"));
+        }
+    }
+    if let Some(text) = words.take("projid") {
+        attributes.project =
+            number(text).filter(|n| *n != 0).ok_or_else(|| format!("`projid={text}` cannot be"))?;
+    }
+    Ok(attributes)
 }
 
 #[cfg(test)]
@@ -316,7 +342,16 @@ pub(super) mod tests {
         let owner = (0u32..0o10000, any::<u32>(), any::<u32>(), any::<i64>(), 0u32..1_000_000_000);
         let rest =
             (any::<(u32, u32)>(), 1u32..5, proptest::collection::vec(any::<u8>(), 0..30), any::<bool>());
-        let content = (any::<u64>(), any::<bool>(), any::<Digest>());
+        let names = ["schg", "nodump", "nodump,nocow,projinherit", "sappnd,schg,noatime", ""];
+        let attributes = (proptest::sample::select(&names[..]), prop_oneof![Just(0), any::<u32>()]).prop_map(
+            |(words, project)| {
+                let mut attributes = Attributes::default();
+                attributes.project = project;
+                assert!(attributes.take_words(words.as_bytes()));
+                attributes
+            },
+        );
+        let content = (any::<u64>(), any::<bool>(), any::<Digest>(), attributes);
         (any_path(), 0usize..7, owner, rest, content, xattrs, any_path()).prop_map(
             |(
                 path,
@@ -358,6 +393,10 @@ pub(super) mod tests {
                     } else {
                         xattrs.into_iter().map(|(n, v)| (CString::new(n).unwrap(), v)).collect()
                     }),
+                    attributes: match kind {
+                        Kind::File | Kind::Directory => content.3,
+                        _ => Attributes::default(),
+                    },
                     content: (kind == Kind::File).then_some(Content {
                         size: content.0,
                         sparse: content.1,
@@ -377,11 +416,12 @@ pub(super) mod tests {
     fn a_line_is_as_the_documentation_says() {
         let digest = "00".repeat(32);
         let text = format!(
-            "./a\\040b type=file mode=4755 uid=0 gid=7 time=-5.123456789 nlink=2 size=3 blake3={digest} changed \
-             xattr.user.x=1\\0002"
+            "./a\\040b type=file mode=4755 uid=0 gid=7 time=-5.123456789 nlink=2 size=3 blake3={digest} \
+             flags=schg,nodump projid=42 changed xattr.user.x=1\\0002"
         );
         let entry = line(&text).unwrap();
         assert_eq!((&entry.path[..], entry.mode, entry.mtime), (&b"a b"[..], 0o4755, (-5, 123_456_789)));
+        assert_eq!((entry.attributes.words().as_str(), entry.attributes.project), ("schg,nodump", 42));
         assert_eq!(entry.xattrs[0], (c"user.x".to_owned(), b"1\x002".to_vec()));
         let mut out = Vec::new();
         put(&entry, &mut out);
@@ -407,6 +447,11 @@ pub(super) mod tests {
             (format!("./a type=file {meta} size=-3 blake3=00"), "`size=-3`"),
             (format!("./a type=file {meta} size=3 blake3=00"), "no digest"),
             (format!("./a type=char {meta} device=1,2"), "no device"),
+            (format!("./a type=dir {meta} flags=hidden"), "no flags that are known"),
+            (format!("./a type=dir {meta} flags=nodump,schg"), "no flags that are known"),
+            (format!("./a type=dir {meta} flags="), "no flags that are known"),
+            (format!("./a type=dir {meta} projid=0"), "`projid=0`"),
+            (format!("./a type=fifo {meta} flags=nodump"), "`flags` means nothing"),
             (format!("./a type=what {meta}"), "unknown type"),
             (format!("./a type=dir {meta} xattr.b=1 xattr.a=1"), "out of order"),
             (format!("./a hardlink=./b {meta}"), "means nothing here"),

@@ -149,6 +149,7 @@ fn head(header: &Header) -> Vec<u8> {
     put("deployment", &[header.deployment.as_bytes()]);
     put("wave", &[header.wave.to_string().as_bytes()]);
     put("root", &[header.root.as_os_str().as_bytes()]);
+    put("attributes", &[b"flags", b"projid"]);
     for mount in &header.mounts {
         put("mount", &[mount.as_bytes()]);
     }

@@ -2,7 +2,9 @@
 //! walk and the manifest have one order, so that both are gone through once, side by side, and memory does not grow with
 //! the tree. Everything that the manifest holds is compared; where holes lie is not.
 
+pub mod command;
 mod content;
+mod holds;
 mod links;
 mod mounts;
 pub mod report;
@@ -12,19 +14,22 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::path::PathBuf;
 
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, readlinkat};
 use rustix::io::Errno;
 
+use crate::attributes::Attributes;
 use crate::expected::{Expectations, Expected, running_machine};
+use crate::glob::GlobError;
 use crate::manifest::{Entry, Kind, ManifestError, Reader, is_below, order};
 use crate::pack::{PackError, PackOptions};
 use crate::reader::{Name, open_file};
 use crate::shown;
-use crate::target::{self, FsKind};
+use crate::target;
 use crate::walk::{Event, Item, Walker, file_type};
 use crate::xattr::{self, Object};
 use content::{Answer, Pool};
+use holds::Holds;
 use links::Links;
 
 /// Which tree is compared, and what may differ.
@@ -69,6 +74,10 @@ pub enum What {
     HardLink,
     /// A device's numbers.
     Device,
+    /// Flags, as `chattr` sets them.
+    Flags,
+    /// The project id.
+    Project,
     /// It cannot be read.
     Unreadable,
 }
@@ -90,6 +99,8 @@ impl What {
             Self::Target => "target",
             Self::HardLink => "hardlink",
             Self::Device => "device",
+            Self::Flags => "flags",
+            Self::Project => "project",
             Self::Unreadable => "unreadable",
         }
     }
@@ -144,13 +155,16 @@ pub enum VerifyError {
     Walk(#[from] PackError),
     /// A glob of what may differ is none.
     #[error("what may differ: {0}")]
-    Pattern(#[from] globset::Error),
+    Pattern(#[from] GlobError),
     /// What is mounted where is not known.
     #[error("reading /proc/self/mountinfo: {0}")]
     Mounts(io::Error),
     /// The manifest cannot be read twice.
     #[error("going back to the manifest's beginning: {0}")]
     Rewind(io::Error),
+    /// What was found cannot be told.
+    #[error("writing the report: {0}")]
+    Report(io::Error),
 }
 
 /// Compares the tree that `options` name with `manifest`, and tells of each difference, also of those that were to be
@@ -162,6 +176,16 @@ pub fn verify(
     manifest: &File,
     options: &VerifyOptions,
     tell: &mut dyn FnMut(&Difference),
+) -> Result<VerifySummary, VerifyError> {
+    verify_on(manifest, options, tell, target::magic)
+}
+
+/// As [`verify`], where `magic` tells what the file systems are.
+fn verify_on(
+    manifest: &File,
+    options: &VerifyOptions,
+    tell: &mut dyn FnMut(&Difference),
+    magic: Magic,
 ) -> Result<VerifySummary, VerifyError> {
     std::fs::metadata("/proc/self/fd").map_err(PackError::NoProc)?;
     let mut rewound = manifest;
@@ -201,7 +225,8 @@ pub fn verify(
         missing: None,
         extra: None,
         unreadable: None,
-        fat: HashMap::new(),
+        devices: HashMap::new(),
+        magic,
         scratch: Vec::new(),
     };
     comparison.run(&mut walker)
@@ -264,8 +289,9 @@ struct Comparison<'m, 'a> {
     missing: Option<Vec<u8>>,
     extra: Option<Vec<u8>>,
     unreadable: Option<Vec<u8>>,
-    /// Devices, and whether FAT is on them.
-    fat: HashMap<(u32, u32), bool>,
+    /// Devices, and what is on them.
+    devices: HashMap<(u32, u32), Holds>,
+    magic: Magic,
     scratch: Vec<u8>,
 }
 
@@ -371,12 +397,12 @@ impl Comparison<'_, '_> {
 
     fn compare(&mut self, entry: &Entry<'_>, item: &Item<'_>) {
         let here = file_type(&item.stat);
-        let fat = self.is_fat(item);
+        let holds = self.holds(item);
         let directory = here == FileType::Directory;
         if !directory {
             let golden = if entry.kind == Kind::HardLink { &entry.link } else { &entry.path };
             // FAT has no links: there a further name is a copy.
-            if let Some(why) = self.links.look(item, golden).filter(|_| !fat) {
+            if let Some(why) = self.links.look(item, golden).filter(|_| holds.unix) {
                 let first = (**golden != *item.path).then(|| format!("another name of {}", shown(golden)));
                 self.account.difference(item.path, What::HardLink, false, first, Some(why));
             }
@@ -402,9 +428,9 @@ impl Comparison<'_, '_> {
             // What is seen belongs to another file system.
             return;
         }
-        self.metadata(entry, item, fat, directory);
+        self.metadata(entry, item, holds, directory);
         match entry.kind {
-            Kind::File => self.file(entry, item, fat),
+            Kind::File => self.file(entry, item, holds),
             Kind::Symlink => self.target(entry, item),
             Kind::Char | Kind::Block => {
                 let device = (item.stat.stx_rdev_major, item.stat.stx_rdev_minor);
@@ -416,7 +442,7 @@ impl Comparison<'_, '_> {
             }
             _ => {}
         }
-        if entry.kind != Kind::File && !fat {
+        if entry.kind != Kind::File && holds.unix {
             let mut name = Name::default();
             let object = match item.directory {
                 Some(fd) => Object::Open(fd.as_fd()),
@@ -424,26 +450,28 @@ impl Comparison<'_, '_> {
             };
             self.xattrs(entry, object, item.path);
         }
+        if let (Kind::Directory, Some(fd)) = (entry.kind, item.directory) {
+            self.attributes(entry, fd.as_fd(), item.path, holds);
+        }
     }
 
-    fn metadata(&mut self, entry: &Entry<'_>, item: &Item<'_>, fat: bool, directory: bool) {
+    fn metadata(&mut self, entry: &Entry<'_>, item: &Item<'_>, holds: Holds, directory: bool) {
         let (path, stat) = (item.path, &item.stat);
         let mode = u32::from(stat.stx_mode) & 0o7777;
-        if mode != entry.mode && entry.kind != Kind::Symlink && !fat {
+        if mode != entry.mode && entry.kind != Kind::Symlink && holds.unix {
             let text = |mode| Some(format!("{mode:04o}"));
             self.account.difference(path, What::Mode, directory, text(entry.mode), text(mode));
         }
         let owner = (stat.stx_uid, stat.stx_gid);
-        if owner != (entry.uid, entry.gid) && !fat {
+        if owner != (entry.uid, entry.gid) && holds.unix {
             let text = |(uid, gid)| Some(format!("{uid}:{gid}"));
             self.account.difference(path, What::Owner, directory, text((entry.uid, entry.gid)), text(owner));
         }
         let mtime = (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
-        // FAT counts in steps of two seconds.
-        let near = fat && mtime.0.abs_diff(entry.mtime.0) <= 2;
-        // A file that changed while it was packed may have changed since.
+        // A file that changed while it was packed may have changed since; and the time of a directory whose content was
+        // not sent tells of that content alone.
         let stale = entry.changed && self.account.changed;
-        if mtime != entry.mtime && !near && !stale {
+        if !holds.same_time(entry.mtime, mtime) && !stale && !item.emptied {
             let text = |(seconds, nanos)| Some(format!("{seconds}.{nanos:09}"));
             self.account.difference(path, What::Mtime, directory, text(entry.mtime), text(mtime));
         }
@@ -461,14 +489,15 @@ impl Comparison<'_, '_> {
         }
     }
 
-    fn file(&mut self, entry: &Entry<'_>, item: &Item<'_>, fat: bool) {
+    fn file(&mut self, entry: &Entry<'_>, item: &Item<'_>, holds: Holds) {
         let file = match open_file(item.parent.as_fd(), Name::default().of(item.path)) {
             Ok(file) => file,
             Err(e) => return self.fails(item.path, "opening", e),
         };
-        if !fat {
+        if holds.unix {
             self.xattrs(entry, Object::Open(file.as_fd()), item.path);
         }
+        self.attributes(entry, file.as_fd(), item.path, holds);
         let Some(content) = entry.content else { return };
         if entry.changed && self.account.changed {
             let why = Some("it changed while it was packed".to_owned());
@@ -518,15 +547,42 @@ impl Comparison<'_, '_> {
         }
     }
 
-    /// FAT holds neither modes nor owners nor attributes. Where the kernel does not say what is there, it is not FAT.
-    fn is_fat(&mut self, item: &Item<'_>) -> bool {
+    fn attributes(&mut self, entry: &Entry<'_>, fd: BorrowedFd<'_>, path: &[u8], holds: Holds) {
+        if !self.reader.has_attributes() {
+            return;
+        }
+        let directory = entry.kind == Kind::Directory;
+        let here = match Attributes::read(fd) {
+            Ok(here) => holds.part(here),
+            Err(e) => return self.fails(path, "reading the flags", e),
+        };
+        let golden = holds.part(entry.attributes);
+        let (words, others) = (golden.words(), here.words());
+        if words != others {
+            let text = |words: String| Some(if words.is_empty() { "none".to_owned() } else { words });
+            self.account.difference(path, What::Flags, directory, text(words), text(others));
+        }
+        if golden.project != here.project {
+            let text = |project: u32| Some(project.to_string());
+            let (golden, here) = (text(golden.project), text(here.project));
+            self.account.difference(path, What::Project, directory, golden, here);
+        }
+    }
+
+    /// What can be compared there. Where the kernel does not say what is there, everything can.
+    fn holds(&mut self, item: &Item<'_>) -> Holds {
+        let magic = self.magic;
+        let of = || Holds::new(magic(item.parent.as_fd()).unwrap_or_default(), &item.stat);
         if item.other_mount {
-            return false;
+            return of();
         }
         let device = (item.stat.stx_dev_major, item.stat.stx_dev_minor);
-        *self.fat.entry(device).or_insert_with(|| target::kind(item.parent) == Ok(FsKind::Fat))
+        *self.devices.entry(device).or_insert_with(of)
     }
 }
+
+/// Tells a file system's magic number.
+type Magic = fn(BorrowedFd<'_>) -> Result<u32, Errno>;
 
 fn file_kind(here: FileType) -> Option<Kind> {
     Some(match here {

@@ -5,21 +5,12 @@ use ka_archive::testing::hard_cases;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-/// The program for nodes; it is built with the agent.
-fn verify_program() -> PathBuf {
-    agent_program().with_file_name("ka-verify")
-}
-
-/// Runs `ka-server verify` or `ka-verify`; its exit code, what it printed, and its errors.
+/// Runs `ka-server verify` or `ka-agent verify`; its exit code, what it printed, and its errors.
 fn verify(program: &Path, words: &[&str], input: Option<&Path>) -> (i32, String, String) {
     let mut command = Command::new(program);
-    if program == server_program() {
-        command.arg("verify");
-    }
-    command.args(words);
+    command.arg("verify").args(words);
     command.stdin(input.map_or(Stdio::null(), |path| File::open(path).unwrap().into()));
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -60,8 +51,8 @@ fn a_clone_is_verified_by_the_server_and_by_itself() {
         (server_program(), &["--log-dir", logs][..], None),
         (server_program(), &["--log-dir", logs, "--root", root], None),
         (server_program(), &["--manifest", &manifest, "--root", root], None),
-        (verify_program(), &["--manifest", &manifest, "--root", root], None),
-        (verify_program(), &["--manifest", "-", "--root", root], Some(piped)),
+        (agent_program(), &["--manifest", &manifest, "--root", root], None),
+        (agent_program(), &["--manifest", "-", "--root", root], Some(piped)),
     ] {
         let (code, out, err) = verify(&program, words, input);
         assert_eq!(code, 0, "{words:?}: {out}{err}");
@@ -71,11 +62,11 @@ fn a_clone_is_verified_by_the_server_and_by_itself() {
     // What a clone must have of its own, and what not.
     fs::write(clone.join("etc/hostname"), "n0\n").unwrap();
     let words = ["--manifest", &manifest, "--root", root];
-    let (code, out, _) = verify(&verify_program(), &words, None);
+    let (code, out, _) = verify(&agent_program(), &words, None);
     assert!(code == 0 && out.contains("(its own name 2)"), "{out}");
     fs::write(clone.join("etc/passwd"), "evil\n").unwrap();
     fs::set_permissions(clone.join("etc/hostname"), fs::Permissions::from_mode(0o666)).unwrap();
-    let (code, out, _) = verify(&verify_program(), &words, None);
+    let (code, out, _) = verify(&agent_program(), &words, None);
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!((code, lines.len()), (6, 4), "{out}");
     assert!(lines.contains(&"mode       /etc/hostname: golden 0644, here 0666"), "{out}");
@@ -105,7 +96,7 @@ fn a_clone_is_verified_by_the_server_and_by_itself() {
         (&["--log-dir", logs, "--wave", "2"], 1, "of wave 2"),
         (&["--manifest", "/etc/passwd"], 1, "no manifest of Ka"),
         (&["--log-dir", logs, "--root", "/no/such"], 1, "/no/such: No such file"),
-        (&["--log-dir", logs, "--expect", "/a["], 2, "--expect: error parsing glob"),
+        (&["--log-dir", logs, "--expect", "/a["], 2, "--expect: the glob `/a[`: a `[` without"),
         (&["--nonsense"], 2, "--nonsense"),
     ] {
         let (code, out, err) = verify(&server_program(), words, None);
@@ -113,7 +104,7 @@ fn a_clone_is_verified_by_the_server_and_by_itself() {
     }
     let bytes = fs::read(&manifest).unwrap();
     fs::write(&manifest, &bytes[..bytes.len() - 9]).unwrap();
-    let (code, out, err) = verify(&verify_program(), &words, None);
+    let (code, out, err) = verify(&agent_program(), &words, None);
     assert!(code == 1 && out.is_empty() && err.contains("breaks off"), "{code} {out}{err}");
 }
 

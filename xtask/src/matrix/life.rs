@@ -157,11 +157,8 @@ fn verify_disk(binaries: &Binaries, server: &Path, dir: &Path) -> Result<PathBuf
     let folder = dir.join("verify");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let manifest = manifest(&server.join("nodes"))?;
-    let files = [
-        (manifest.as_path(), "manifest"),
-        (&binaries.agent.with_file_name("ka-verify"), "ka-verify"),
-        (&binaries.server, "ka-server"),
-    ];
+    let files =
+        [(manifest.as_path(), "manifest"), (&binaries.agent, "ka-agent"), (&binaries.server, "ka-server")];
     for (from, name) in files {
         let to = folder.join(name);
         std::fs::copy(from, &to)
@@ -220,7 +217,7 @@ fn verify(vm: &mut Vm) -> Result<String> {
     )
     .context("mounting the disk with the manifest")?;
     let said = vm
-        .shell_ok("/run/ka-verify/ka-verify --manifest /run/ka-verify/manifest", VERIFY)
+        .shell_ok("/run/ka-verify/ka-agent verify --manifest /run/ka-verify/manifest", VERIFY)
         .context("comparing the clone with what was sent")?;
     Ok(said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default().to_owned())
 }
