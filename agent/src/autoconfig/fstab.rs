@@ -9,6 +9,7 @@ use super::{Change, Context, Piece, subvolumes};
 use anyhow::{Result, bail};
 use ka_layout::model::Fs;
 use ka_layout::order::Volume;
+use std::path::Path;
 
 const PATH: &str = "/etc/fstab";
 /// Drives of removable media: they belong to the machine and not to the clone.
@@ -47,7 +48,8 @@ impl Piece for Fstab {
         }
         for line in missing(context, &lines) {
             changes.push(Change::new("fstab", PATH, format!("added: {line}")));
-            lines.push(line);
+            let at = place_for(&lines, &line);
+            lines.insert(at, line);
         }
         if !changes.is_empty() {
             let mut text = lines.join("\n");
@@ -258,6 +260,21 @@ fn missing(context: &Context, lines: &[String]) -> Vec<String> {
     added
 }
 
+/// Where in `lines` a new line goes: before what is mounted below its mount point, for `mount -a` goes from top to bottom,
+/// else at the end.
+fn place_for(lines: &[String], new: &str) -> usize {
+    let path = Line::parse(new).filter(|l| !l.is_swap()).map(|l| l.mount_path()).unwrap_or_default();
+    let is_below = |line: &String| {
+        // A line may be two: one that was commented out has its reason before it.
+        line.lines().filter_map(Line::parse).any(|l| {
+            let own = l.mount_path();
+            !l.is_swap() && own != path && Path::new(&own).starts_with(&path)
+        })
+    };
+    let first = lines.iter().position(is_below).filter(|_| !path.is_empty());
+    first.unwrap_or(lines.len())
+}
+
 /// fstab writes blanks as `\040`.
 fn unescape_octal(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -316,6 +333,21 @@ mod tests {
         lab.file(PATH, &kept());
         assert!(Fstab.apply(&lab.context()).unwrap().is_empty());
         assert_eq!(lab.read(PATH), kept());
+    }
+
+    #[test]
+    fn a_new_line_comes_before_what_is_mounted_below_it() {
+        let mut lab = Lab::new();
+        let mut boot = lab.volumes[2].clone();
+        boot.mount = Some(Mount { path: "/boot".into(), options: None });
+        boot.uuid = Some("b007".into());
+        lab.volumes.push(boot);
+        lab.file(PATH, &kept());
+        Fstab.apply(&lab.context()).unwrap();
+        let text = lab.read(PATH);
+        let at = |dir: &str| text.lines().position(|l| l.split_whitespace().nth(1) == Some(dir)).unwrap();
+        assert!(at("/") < at("/boot") && at("/boot") + 1 == at("/boot/efi"), "{text}");
+        assert_eq!(text.lines().count(), kept().lines().count() + 1);
     }
 
     #[test]
