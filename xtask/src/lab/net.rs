@@ -29,7 +29,14 @@ impl Net {
     /// # Errors
     /// When the kernel or `ip` refuses.
     pub fn new(address: bool) -> Result<Self> {
-        remove_leftovers()?;
+        // Once: networks that are made at the same time would fight over them.
+        static LEFTOVERS: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
+        let mut removed = LEFTOVERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !*removed {
+            remove_leftovers()?;
+            *removed = true;
+        }
+        drop(removed);
         let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         run::quiet("ip", &["netns", "add", &name]).context("making a network namespace")?;
         let net = Self { name, taps: AtomicU32::new(0) };
