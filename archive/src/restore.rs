@@ -394,7 +394,14 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         let from_name = c_string(from_name, &link)?;
         // A file may be under way where a directory was before.
         self.writers.settle_path(from)?;
-        let from = self.target.directory(from, false)?;
+        let from = match self.target.find(from)? {
+            Some(directory) => directory,
+            None => {
+                // What stands in the way there may be under way.
+                self.writers.settle()?;
+                self.target.directory(from, false)?
+            }
+        };
         let make = || linkat(&*from, &from_name, parent, name, AtFlags::empty());
         let mut made = make();
         if made == Err(Errno::EXIST) {

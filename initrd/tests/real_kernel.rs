@@ -60,7 +60,8 @@ fn a_real_system_gives_a_complete_initramfs() {
     let image = dir.path().join("initrd.img");
     let written = write_file(&built.tree, &image, Compression::Zstd(3)).unwrap();
     println!("{}: kernel {version}, {} modules, {written:?}", root.path().display(), built.module_count);
-    assert!(written.packed < 30 << 20, "{written:?}");
+    // 24 MiB of a plain Debian 12, 33 MiB of a Debian 13 with LVM, mdadm and cryptsetup.
+    assert!(written.packed < 40 << 20, "{written:?}");
 
     let top = dir.path().join("x");
     fs::create_dir(&top).unwrap();
