@@ -342,8 +342,8 @@ pub(super) mod tests {
         let owner = (0u32..0o10000, any::<u32>(), any::<u32>(), any::<i64>(), 0u32..1_000_000_000);
         let rest =
             (any::<(u32, u32)>(), 1u32..5, proptest::collection::vec(any::<u8>(), 0..30), any::<bool>());
-        let names = ["schg", "nodump", "nodump,nocow,projinherit", "sappnd,schg,noatime", ""];
-        let attributes = (proptest::sample::select(&names[..]), prop_oneof![Just(0), any::<u32>()]).prop_map(
+        const NAMES: [&str; 5] = ["schg", "nodump", "nodump,nocow,projinherit", "sappnd,schg,noatime", ""];
+        let attributes = (proptest::sample::select(&NAMES[..]), prop_oneof![Just(0), any::<u32>()]).prop_map(
             |(words, project)| {
                 let mut attributes = Attributes::default();
                 attributes.project = project;
