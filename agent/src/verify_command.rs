@@ -5,8 +5,10 @@ use anyhow::{Context, Result};
 use argh::FromArgs;
 use ka_archive::verify::command::{Outcome, Request, run as compare};
 use ka_cli::exit::Exit;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// compare this machine, or a clone that is mounted here, with a manifest of its golden tree
@@ -22,7 +24,7 @@ pub struct VerifyArgs {
     /// the clone has run: what a running machine changes is expected, too (always so for /)
     #[argh(switch)]
     running: bool,
-    /// what matches may differ in anything (repeatable)
+    /// what matches may differ in anything; WHAT:GLOB limits it to content, extra, missing, label (repeatable)
     #[argh(option, arg_name = "GLOB")]
     expect: Vec<String>,
     /// show expected differences, too
@@ -63,10 +65,19 @@ pub fn run(args: &VerifyArgs) -> Result<Exit> {
     })
 }
 
-/// The manifest is read twice, so a pipe's content is kept in a file without a name, in /tmp, which is never compared.
+/// The manifest is read twice, so a pipe's content is kept in a file without a name. Nobody else may read it, not even before
+/// it has lost its name: it tells of all files. Only where there are no files without names, one is made and removed, in
+/// /tmp, whose time is never compared.
 fn spooled(input: &mut impl io::Read) -> io::Result<File> {
-    let name = std::env::temp_dir().join(format!("ka-manifest-{}", uuid::Uuid::new_v4()));
-    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&name)?;
+    let folder = std::env::temp_dir();
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    if let Ok(file) = openat(CWD, &folder, flags, Mode::RUSR | Mode::WUSR) {
+        let mut file = File::from(file);
+        io::copy(input, &mut file)?;
+        return Ok(file);
+    }
+    let name = folder.join(format!("ka-manifest-{}", uuid::Uuid::new_v4()));
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&name)?;
     std::fs::remove_file(&name)?;
     io::copy(input, &mut file)?;
     Ok(file)
@@ -88,6 +99,7 @@ mod tests {
             file.read_to_end(&mut again).unwrap();
             assert!(again == bytes);
         }
-        assert_eq!(file.metadata().unwrap().nlink(), 0);
+        let metadata = file.metadata().unwrap();
+        assert_eq!((metadata.nlink(), metadata.mode() & 0o7777), (0, 0o600));
     }
 }

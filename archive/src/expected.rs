@@ -17,13 +17,15 @@ pub struct Allows {
     pub extra: bool,
     /// That it is missing.
     pub missing: bool,
+    /// Another SELinux label, or none.
+    pub label: bool,
     /// Anything.
     pub all: bool,
 }
 
 impl Allows {
     /// Anything.
-    pub const ALL: Self = Self { all: true, content: false, extra: false, missing: false };
+    pub const ALL: Self = Self { all: true, content: false, extra: false, missing: false, label: false };
 
     fn difference(self, what: What) -> bool {
         match what {
@@ -38,8 +40,13 @@ impl Allows {
 
 impl fmt::Display for Allows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all =
-            [("all", self.all), ("content", self.content), ("extra", self.extra), ("missing", self.missing)];
+        let all = [
+            ("all", self.all),
+            ("content", self.content),
+            ("extra", self.extra),
+            ("missing", self.missing),
+            ("label", self.label),
+        ];
         let words: Vec<&str> = all.iter().filter(|(_, set)| *set).map(|(word, _)| *word).collect();
         f.write_str(&words.join(","))
     }
@@ -56,6 +63,7 @@ impl FromStr for Allows {
                 "content" => &mut allows.content,
                 "extra" => &mut allows.extra,
                 "missing" => &mut allows.missing,
+                "label" => &mut allows.label,
                 other => return Err(format!("`{other}` is nothing that can be expected")),
             };
             *slot = true;
@@ -106,6 +114,12 @@ impl Expectations {
             }
         }
         Ok(Self { list, paths, parents })
+    }
+
+    /// Why another SELinux label was to be expected; none when it was not.
+    pub(crate) fn label(&self, path: &[u8]) -> Option<&str> {
+        let allows = |i: &usize| self.list[*i].allows.label || self.list[*i].allows.all;
+        self.paths.all(path).find(allows).map(|i| self.list[i].why.as_str())
     }
 
     /// Why a difference was to be expected; none when it was not.
@@ -228,7 +242,7 @@ mod tests {
 
     #[test]
     fn words_come_back() {
-        for text in ["all", "content", "content,extra,missing"] {
+        for text in ["all", "content", "content,extra,missing,label"] {
             assert_eq!(text.parse::<Allows>().unwrap().to_string(), text);
         }
         assert!("".parse::<Allows>().is_err() && "content,".parse::<Allows>().is_err());

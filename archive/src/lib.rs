@@ -128,9 +128,38 @@ impl PathList {
 
 /// `path` (relative to the root) as the absolute text that messages show.
 pub(crate) fn shown(path: &[u8]) -> String {
-    let text = match std::str::from_utf8(path) {
-        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
-        _ => path.escape_ascii().to_string(),
+    format!("/{}", plain(path))
+}
+
+/// Bytes as text on a line: as they are where that is plain, else escaped, so that no two are shown alike.
+pub(crate) fn plain(bytes: &[u8]) -> String {
+    // Signs that are not seen, or change the order of others, can make one name look like another.
+    let odd = |c: char| {
+        c.is_control()
+            || matches!(c, '\\' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    format!("/{text}")
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(odd) => text.to_owned(),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn no_two_paths_are_shown_alike_and_none_plays_tricks() {
+        for (path, text) in [
+            (&b"etc/a"[..], "/etc/a"),
+            ("etc/\u{e9}".as_bytes(), "/etc/\u{e9}"),
+            (b"a\nb", "/a\\nb"),
+            (b"a\\nb", "/a\\\\nb"),
+            (b"\xff", "/\\xff"),
+            ("a\u{202e}b".as_bytes(), "/a\\xe2\\x80\\xaeb"),
+            ("a\u{200b}".as_bytes(), "/a\\xe2\\x80\\x8b"),
+        ] {
+            assert_eq!(shown(path), text);
+        }
+    }
 }

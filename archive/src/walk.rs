@@ -98,7 +98,7 @@ impl Walker {
             listing: Vec::with_capacity(64 << 10),
         };
         let stat = walker.stat_open(&root)?;
-        walker.push(Arc::new(root), &stat, 0)?;
+        walker.push(Arc::new(root), &stat, 0).map_err(|e| walker.error("listing", e))?;
         Ok(walker)
     }
 
@@ -111,7 +111,7 @@ impl Walker {
     }
 
     /// Makes `fd` the current directory, unless the excludes keep its content out.
-    fn push(&mut self, fd: Arc<OwnedFd>, stat: &Statx, mount: usize) -> Result<(), PackError> {
+    fn push(&mut self, fd: Arc<OwnedFd>, stat: &Statx, mount: usize) -> Result<(), Errno> {
         if self.excludes.verdict(&self.path, true) == Verdict::Empty {
             self.shallow = Some(fd);
             return Ok(());
@@ -128,7 +128,7 @@ impl Walker {
                 }
                 // The directory was removed while it was open.
                 Err(Errno::NOENT) => break,
-                Err(e) => return Err(self.error("listing", e)),
+                Err(e) => return Err(e),
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -253,7 +253,9 @@ impl Walker {
                 self.unseen.remove(&self.path);
             }
             let mount = listed.unwrap_or(parent_index);
-            self.push(Arc::new(fd), &stat, mount)?;
+            if let Err(e) = self.push(Arc::new(fd), &stat, mount) {
+                return Ok(Some(Event::Unreadable(&self.path, "listing", e)));
+            }
             let fd = match &self.shallow {
                 Some(fd) => fd,
                 None => self.fd(self.stack.len() - 1)?,

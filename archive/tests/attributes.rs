@@ -277,6 +277,9 @@ fn what_the_clones_file_system_cannot_hold_is_not_compared() {
     let file = btrfs.root().join("nocow");
     fs::write(&file, b"").unwrap();
     chattr(&["+CdA"], &file);
+    let compressed = btrfs.root().join("compressed");
+    fs::write(&compressed, b"x").unwrap();
+    run(Command::new("setfattr").args(["-n", "btrfs.compression", "-v", "zstd"]).arg(&compressed)).unwrap();
     let stream = with_manifest(&btrfs.root(), &manifest);
     unpacked(&stream, &ext4.root());
     assert_eq!(differences(&manifest, &ext4.root()), [""; 0]);

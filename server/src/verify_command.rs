@@ -29,7 +29,7 @@ pub struct VerifyArgs {
     /// the clone has run: what a running machine changes is expected, too (always so for /)
     #[argh(switch)]
     pub running: bool,
-    /// what matches may differ in anything (repeatable)
+    /// what matches may differ in anything; WHAT:GLOB limits it to content, extra, missing, label (repeatable)
     #[argh(option, arg_name = "GLOB")]
     pub expect: Vec<String>,
     /// show expected differences, too

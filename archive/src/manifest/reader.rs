@@ -14,6 +14,8 @@ use crate::expected::{Allows, Expected};
 
 /// Most lines in front of the entries.
 const MAX_HEADER: usize = 100_000;
+/// Most bytes in front of the entries; zstd makes any number of them of a few.
+const MAX_HEADER_BYTES: usize = 16 << 20;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// Reads one manifest; packed or not.
@@ -153,11 +155,16 @@ impl<'r> Reader<'r> {
         if version != VERSION.to_string().as_bytes() {
             return Err(ManifestError::Version(version.escape_ascii().to_string()));
         }
+        let mut bytes = 0;
         for _ in 0..MAX_HEADER {
             self.read_line()?;
             if self.line.first() != Some(&b'#') || self.line.starts_with(b"#end ") {
                 self.first = true;
                 return Ok(());
+            }
+            bytes += self.line.len();
+            if bytes > MAX_HEADER_BYTES {
+                return Err(self.wrong("too much before the first entry"));
             }
             let line = std::mem::take(&mut self.line);
             let result = self.header_line(&line[1..]);
@@ -311,6 +318,10 @@ mod tests {
         assert!(error(&text.replace("#ka-manifest 1", "#ka-manifest 2")).contains("version 2"));
         assert!(error(&text.replace("#wave 2", "#wave 2 3")).contains("line 4: `#wave"));
         assert!(error(&text.replace("#end 1", "#end 2")).contains("2 entries should be there, but 1"));
+        let more = format!("#exclude {}\n", "x".repeat(1 << 20)).repeat(17);
+        assert!(
+            error(&text.replace("#wave 2\n", &more)).contains("line 19: too much before the first entry")
+        );
         assert!(error(&text.replace("#end 1\n", "")).contains("breaks off"));
         assert!(error(&format!("{text}more\n")).contains("something follows"));
         let line = text.lines().find(|l| l.starts_with(". ")).unwrap();
@@ -323,9 +334,8 @@ mod tests {
         let lines = [
             ". type=dir mode=0755 uid=0 gid=0 time=1000000000.000000000",
             "./a\\012b type=link mode=0777 uid=1 gid=2 time=1000000000.000000001 link=to\\040there",
-            "./file type=file mode=0644 uid=0 gid=0 time=1000000000.000000000 size=0 \
-             blake3=af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262 flags=nodump projid=42",
             "./dev type=char mode=0600 uid=0 gid=0 time=1000000000.000000000 device=linux,1,3",
+            "./dir type=dir mode=0755 uid=0 gid=0 time=1000000000.000000000 flags=schg,nodump",
         ];
         let entries: Vec<Entry<'_>> = lines.iter().map(|l| text::parse(l.as_bytes()).unwrap()).collect();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -334,7 +344,7 @@ mod tests {
             crate::testing::run(std::process::Command::new("bsdtar").arg("-tvf").arg(file.path())).unwrap();
         let listed = String::from_utf8(listed).unwrap();
         let words: Vec<Vec<&str>> = listed.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(words.len(), 3, "{listed}");
+        assert_eq!(words.len(), 4, "{listed}");
         assert_eq!((words[0][0], words[1][0], words[2][0]), ("drwxr-xr-x", "lrwxrwxrwx", "crw-------"));
         assert!(listed.contains("./a\\nb -> to there") && listed.contains("1,3"), "{listed}");
     }

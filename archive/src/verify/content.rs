@@ -16,6 +16,10 @@ use crate::sparse;
 const BUFFER: usize = 256 << 10;
 /// Files under way for each thread.
 const UNDER_WAY: usize = 16;
+/// Most files under way: each is open, and many systems let a program have no more than 1024 of those.
+const MOST: usize = 256;
+/// Most threads: more never read faster.
+const MOST_THREADS: usize = 64;
 
 /// A file whose content is to be compared.
 struct Job {
@@ -42,12 +46,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads, at least one.
+    /// Starts `threads` threads, at least one and not too many.
     pub(super) fn new(threads: usize) -> Self {
         let (jobs, queue) = channel();
         let (sender, answers) = channel();
         let queue = Arc::new(Mutex::new(queue));
-        let threads = (0..threads.max(1))
+        let threads = (0..threads.clamp(1, MOST_THREADS))
             .map(|_| {
                 let (queue, sender) = (Arc::clone(&queue), sender.clone());
                 std::thread::spawn(move || work(&queue, &sender))
@@ -58,7 +62,7 @@ impl Pool {
 
     /// Hands a file over; `take` gets the answers for which room must be made first.
     pub(super) fn submit(&mut self, path: &[u8], file: OwnedFd, content: Content, take: impl FnMut(Answer)) {
-        self.wait(self.threads.len() * UNDER_WAY - 1, take);
+        self.wait((self.threads.len() * UNDER_WAY).min(MOST) - 1, take);
         let job = Job { path: path.to_vec(), file, content };
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok()) {
             self.under_way += 1;
@@ -129,4 +133,25 @@ fn compare(job: &Job, buffer: &mut [u8], bytes: &mut u64) -> Result<bool, (&'sta
         }
     }
     Ok(digester.finish(size) == digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_processors_need_no_more_descriptors_than_programs_may_have() {
+        let content = Content { size: 0, sparse: false, digest: Digester::new(false).finish(0) };
+        let file = tempfile::tempfile().unwrap();
+        let mut pool = Pool::new(1000);
+        let (mut most, mut same) = (0, 0);
+        for _ in 0..2000 {
+            let file = file.try_clone().unwrap().into();
+            pool.submit(b"x", file, content, |answer| same += usize::from(answer.same == Ok(true)));
+            most = most.max(pool.under_way);
+        }
+        pool.wait(0, |answer| same += usize::from(answer.same == Ok(true)));
+        assert!(most <= 256 && pool.threads.len() <= 64, "{most} files, {} threads", pool.threads.len());
+        assert_eq!(same, 2000);
+    }
 }

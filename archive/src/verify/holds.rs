@@ -2,9 +2,10 @@
 //! other file systems than its golden node, and none of what they lack is its fault.
 
 use rustix::fs::{IFlags, Statx};
+use rustix::io::Errno;
 
 use crate::attributes::{Attributes, NOCOMP};
-use crate::target::FsKind;
+use crate::target::{Feature, FsKind};
 
 /// `statfs` magic numbers.
 const EXT: u32 = 0xef53;
@@ -20,6 +21,7 @@ pub(super) struct Holds {
     flags: IFlags,
     /// Project ids.
     pub projects: bool,
+    kind: FsKind,
 }
 
 impl Holds {
@@ -49,7 +51,8 @@ impl Holds {
             ),
             _ => (told(stat), false),
         };
-        Self { unix: FsKind::from_magic(magic.into()) != FsKind::Fat, flags, projects }
+        let kind = FsKind::from_magic(magic.into());
+        Self { unix: kind != FsKind::Fat, flags, projects, kind }
     }
 
     /// That of `attributes` which the file system can hold.
@@ -59,6 +62,11 @@ impl Holds {
             held.project = 0;
         }
         held
+    }
+
+    /// Whether it can hold the extended attribute `name`.
+    pub(super) fn has_xattr(self, name: &[u8]) -> bool {
+        !self.kind.cannot_hold(Feature::Xattr(name), Errno::OPNOTSUPP)
     }
 
     /// Whether a time is the golden tree's. FAT counts in steps of two seconds.

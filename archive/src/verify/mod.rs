@@ -4,6 +4,8 @@
 
 pub mod command;
 mod content;
+#[cfg(test)]
+mod fat_tests;
 mod holds;
 mod links;
 mod mounts;
@@ -14,20 +16,20 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::path::PathBuf;
 
-use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{FileType, readlinkat};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, fstat, readlinkat};
 use rustix::io::Errno;
 
 use crate::attributes::Attributes;
 use crate::expected::{Expectations, Expected, running_machine};
 use crate::glob::GlobError;
-use crate::manifest::{Entry, Kind, ManifestError, Reader, is_below, order};
+use crate::manifest::{Content, Entry, Kind, ManifestError, Reader, is_below, order};
 use crate::pack::{PackError, PackOptions};
 use crate::reader::{Name, open_file};
-use crate::shown;
 use crate::target;
 use crate::walk::{Event, Item, Walker, file_type};
 use crate::xattr::{self, Object};
+use crate::{plain, shown};
 use content::{Answer, Pool};
 use holds::Holds;
 use links::Links;
@@ -254,6 +256,12 @@ impl Account<'_> {
         self.told(&Difference { path: path.to_vec(), what, golden, here, expected: reason })
     }
 
+    /// An SELinux label, which more may give anew than may change other attributes.
+    fn label(&mut self, path: &[u8], golden: Option<String>, here: Option<String>) {
+        let expected = self.expectations.label(path).map(str::to_owned);
+        self.told(&Difference { path: path.to_vec(), what: What::Xattr, golden, here, expected });
+    }
+
     /// Whether it was to be expected.
     fn told(&mut self, difference: &Difference) -> bool {
         match &difference.expected {
@@ -341,8 +349,9 @@ impl Comparison<'_, '_> {
 
     fn advance(&mut self) -> Result<(), ManifestError> {
         self.next = self.reader.next_entry()?;
-        if self.next.is_some() {
+        if let Some(entry) = &self.next {
             self.account.summary.entries += 1;
+            self.links.remember(entry);
         }
         Ok(())
     }
@@ -391,6 +400,11 @@ impl Comparison<'_, '_> {
     }
 
     fn fails(&mut self, path: &[u8], operation: &str, errno: Errno) {
+        if errno == Errno::NOENT {
+            // It was there a moment ago.
+            self.account.difference(path, What::Missing, false, None, None);
+            return;
+        }
         let why = format!("{operation}: {}", io::Error::from(errno));
         self.account.difference(path, What::Unreadable, false, None, Some(why));
     }
@@ -399,19 +413,15 @@ impl Comparison<'_, '_> {
         let here = file_type(&item.stat);
         let holds = self.holds(item);
         let directory = here == FileType::Directory;
-        if !directory {
-            let golden = if entry.kind == Kind::HardLink { &entry.link } else { &entry.path };
-            // FAT has no links: there a further name is a copy.
-            if let Some(why) = self.links.look(item, golden).filter(|_| holds.unix) {
-                let first = (**golden != *item.path).then(|| format!("another name of {}", shown(golden)));
-                self.account.difference(item.path, What::HardLink, false, first, Some(why));
-            }
-        }
-        if entry.kind == Kind::HardLink {
-            return;
-        }
-        if file_kind(here) != Some(entry.kind) {
-            let words = (kind_word(entry.kind).to_owned(), type_word(here).to_owned());
+        let leader = if entry.kind == Kind::HardLink { self.links.leader(entry) } else { None };
+        let golden = if entry.kind == Kind::HardLink { &entry.link } else { &entry.path };
+        let kind = leader.map_or(entry.kind, |leader| leader.kind);
+        // Looked at in any case, so that the file is known when its other names come.
+        let alone = if directory { None } else { self.links.look(item, golden) };
+        // A further name of what the manifest does not have may be anything but a directory.
+        let unknown = kind == Kind::HardLink && !directory;
+        if file_kind(here) != Some(kind) && !unknown {
+            let words = (kind_word(kind).to_owned(), type_word(here).to_owned());
             let expected =
                 self.account.difference(item.path, What::Kind, directory, Some(words.0), Some(words.1));
             if !expected {
@@ -424,8 +434,28 @@ impl Comparison<'_, '_> {
             }
             return;
         }
+        if let Some(why) = alone {
+            // FAT has no links: there a further name is a copy.
+            if holds.unix {
+                let first = (**golden != *item.path).then(|| format!("another name of {}", shown(golden)));
+                self.account.difference(item.path, What::HardLink, false, first, Some(why));
+            }
+            if let Some(content) = leader.and_then(|leader| leader.content).filter(|_| !item.other_mount)
+                && let Some(file) = self.open(item)
+            {
+                self.content(content, file, item);
+            }
+        }
+        if entry.kind == Kind::HardLink {
+            return;
+        }
         if item.other_mount {
-            // What is seen belongs to another file system.
+            // What is seen belongs to another file system. Of a file that is mounted over, nothing was sent; where the golden
+            // tree has content, it cannot be seen, and neither can what may be wrong with it.
+            if entry.content.is_some_and(|content| content.size > 0) {
+                let why = "something else is mounted over it".to_owned();
+                self.account.difference(item.path, What::Unreadable, false, None, Some(why));
+            }
             return;
         }
         self.metadata(entry, item, holds, directory);
@@ -448,7 +478,7 @@ impl Comparison<'_, '_> {
                 Some(fd) => Object::Open(fd.as_fd()),
                 None => Object::Named(item.parent.as_fd(), name.of(item.path)),
             };
-            self.xattrs(entry, object, item.path);
+            self.xattrs(entry, object, item.path, holds);
         }
         if let (Kind::Directory, Some(fd)) = (entry.kind, item.directory) {
             self.attributes(entry, fd.as_fd(), item.path, holds);
@@ -490,12 +520,9 @@ impl Comparison<'_, '_> {
     }
 
     fn file(&mut self, entry: &Entry<'_>, item: &Item<'_>, holds: Holds) {
-        let file = match open_file(item.parent.as_fd(), Name::default().of(item.path)) {
-            Ok(file) => file,
-            Err(e) => return self.fails(item.path, "opening", e),
-        };
+        let Some(file) = self.open(item) else { return };
         if holds.unix {
-            self.xattrs(entry, Object::Open(file.as_fd()), item.path);
+            self.xattrs(entry, Object::Open(file.as_fd()), item.path, holds);
         }
         self.attributes(entry, file.as_fd(), item.path, holds);
         let Some(content) = entry.content else { return };
@@ -511,6 +538,33 @@ impl Comparison<'_, '_> {
             });
             return;
         }
+        self.content(content, file, item);
+    }
+
+    /// Opens what was a regular file when it was looked at; what became of it meanwhile is told.
+    fn open(&mut self, item: &Item<'_>) -> Option<OwnedFd> {
+        let here = match open_file(item.parent.as_fd(), Name::default().of(item.path)) {
+            Ok(file) => match fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                Ok(FileType::RegularFile) => return Some(file),
+                Ok(here) => type_word(here),
+                Err(e) => {
+                    self.fails(item.path, "looking at it", e);
+                    return None;
+                }
+            },
+            Err(Errno::LOOP) => type_word(FileType::Symlink),
+            Err(Errno::NXIO) => type_word(FileType::Socket),
+            Err(e) => {
+                self.fails(item.path, "opening", e);
+                return None;
+            }
+        };
+        let golden = Some(kind_word(Kind::File).to_owned());
+        self.account.difference(item.path, What::Kind, false, golden, Some(here.to_owned()));
+        None
+    }
+
+    fn content(&mut self, content: Content, file: OwnedFd, item: &Item<'_>) {
         if item.stat.stx_size != content.size {
             let (golden, here) = (content.size.to_string(), item.stat.stx_size.to_string());
             self.account.difference(item.path, What::Size, false, Some(golden), Some(here));
@@ -520,7 +574,7 @@ impl Comparison<'_, '_> {
         self.pool.submit(item.path, file, content, |answer| account.answer(&answer));
     }
 
-    fn xattrs(&mut self, entry: &Entry<'_>, object: Object<'_>, path: &[u8]) {
+    fn xattrs(&mut self, entry: &Entry<'_>, object: Object<'_>, path: &[u8], holds: Holds) {
         let here = match xattr::read_all(object, &mut self.scratch) {
             Ok(here) => here,
             Err(e) => return self.fails(path, "reading the extended attributes", e),
@@ -529,6 +583,7 @@ impl Comparison<'_, '_> {
             return;
         }
         let mut names: Vec<_> = here.iter().chain(entry.xattrs.iter()).map(|(name, _)| name).collect();
+        names.retain(|name| holds.has_xattr(name.as_bytes()));
         names.sort_unstable();
         names.dedup();
         let directory = entry.kind == Kind::Directory;
@@ -542,7 +597,12 @@ impl Comparison<'_, '_> {
                     Some(value) => format!("{}={}", short(name.as_bytes()), short(&value)),
                     None => format!("no {}", short(name.as_bytes())),
                 };
-                self.account.difference(path, What::Xattr, directory, Some(text(golden)), Some(text(here)));
+                let (golden, here) = (Some(text(golden)), Some(text(here)));
+                if name.as_bytes() == b"security.selinux" {
+                    self.account.label(path, golden, here);
+                } else {
+                    self.account.difference(path, What::Xattr, directory, golden, here);
+                }
             }
         }
     }
@@ -615,10 +675,7 @@ fn type_word(here: FileType) -> &'static str {
 /// Bytes as text that fits a line.
 fn short(bytes: &[u8]) -> String {
     const LONGEST: usize = 60;
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
-        _ => bytes.escape_ascii().to_string(),
-    };
+    let text = plain(bytes);
     if text.chars().count() <= LONGEST {
         return text;
     }

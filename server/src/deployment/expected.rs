@@ -82,6 +82,8 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
     ("initramfs", "content,extra", "/boot/{initramfs-*.img,initrd-*}", "its own initramfs"),
     ("initramfs", "content,extra", "/var/lib/initramfs-tools/*", "its own initramfs"),
     ("selinux", "extra", "/.autorelabel", "labels are made at its first boot"),
+    ("selinux", "label", "/{etc/ssh,boot}", "labelled by its own policy"),
+    ("selinux", "label", "/{etc/ssh,boot}/**", "labelled by its own policy"),
     ("bootloader", "all", "/boot/{grub,grub2}/**", "its own boot loader"),
     ("bootloader", "extra", "/boot/{grub,grub2}", "its own boot loader"),
 ];
