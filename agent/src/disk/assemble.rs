@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Time for one call of a tool; luksFormat measures how fast the machine is.
-const LIMIT: Duration = Duration::from_secs(300);
+/// Time for one call of a tool: luksFormat measures how fast the machine is, and an array that synchronizes slows it down.
+const LIMIT: Duration = Duration::from_secs(1200);
 /// How long device nodes may take to appear, and an array to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
