@@ -15,6 +15,47 @@ const PATH: &str = "/etc/fstab";
 /// Drives of removable media: they belong to the machine and not to the clone.
 const REMOVABLE: &[&str] = &["/dev/sr", "/dev/scd", "/dev/cdrom", "/dev/dvd", "/dev/fd0", "/dev/floppy"];
 
+/// Options that mount(8) lists as independent of the file system.
+const FOR_EVERY_KIND: &[&str] = &[
+    "async",
+    "atime",
+    "auto",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "group",
+    "iversion",
+    "lazytime",
+    "mand",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nofail",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "nosymfollow",
+    "nouser",
+    "owner",
+    "relatime",
+    "ro",
+    "rw",
+    "silent",
+    "strictatime",
+    "suid",
+    "sync",
+    "user",
+    "users",
+    "_netdev",
+];
+
 /// The piece.
 pub struct Fstab;
 
@@ -170,7 +211,7 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
     let Some(name) = name_like(volume, fields.spec) else {
         return Outcome::Fail(format!("{} ({}) has no stable name on this node", fields.spec, volume.device));
     };
-    match replace_spec_and_kind(line, &fields, &name, volume.fs) {
+    match replace_spec_and_kind(line, &fields, &name, volume) {
         Some(new) => Outcome::Replace(new, format!("{} is now {name} ({})", fields.spec, fields.dir)),
         None => Outcome::Fail(format!("{} cannot be rewritten", fields.spec)),
     }
@@ -207,11 +248,12 @@ fn comment_out(line: &str, reason: &str) -> Outcome {
     Outcome::Replace(format!("# ka: {reason}:\n#{line}"), format!("commented out, {reason}: {line}"))
 }
 
-/// Replaces the first field, and the third where the volume has another kind of file system; all else stays in place.
-fn replace_spec_and_kind(line: &str, fields: &Line, name: &str, fs: Option<Fs>) -> Option<String> {
+/// Replaces the first field, and the third where the volume has another kind of file system, with the options that this
+/// does not know; all else stays in place.
+fn replace_spec_and_kind(line: &str, fields: &Line, name: &str, volume: &Volume) -> Option<String> {
     let start = line.find(fields.spec)?;
     let mut new = format!("{}{name}{}", &line[..start], &line[start + fields.spec.len()..]);
-    let kind = fs.map(Fs::name)?;
+    let kind = volume.fs.map(Fs::name)?;
     if fields.kind != kind && fields.kind != "auto" {
         let dir = new.find(fields.dir).filter(|&at| at >= start + name.len());
         // The mount point may occur within the new name; then it is looked for behind it.
@@ -220,8 +262,24 @@ fn replace_spec_and_kind(line: &str, fields: &Line, name: &str, fs: Option<Fs>) 
         let after = dir + fields.dir.len();
         let at = after + new[after..].find(fields.kind)?;
         new.replace_range(at..at + fields.kind.len(), kind);
+        let said = volume.mount.as_ref().and_then(|m| m.options.as_deref());
+        // A line without a fourth field has none to be wrong.
+        new = subvolumes::replace_options(&new, &portable(fields.options, said)).unwrap_or(new);
     }
     Some(new)
+}
+
+/// What is left of `options` on another kind of file system, and what the layout says of that: an option that it does not know
+/// would make every remount fail, and `/` stay read-only.
+fn portable(options: &str, said: Option<&str>) -> String {
+    let every = |word: &&str| FOR_EVERY_KIND.contains(word) || word.starts_with("x-");
+    let mut words: Vec<&str> = options.split(',').filter(every).collect();
+    for word in said.into_iter().flat_map(|said| said.split(',')) {
+        if !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    if words.is_empty() { "defaults".to_owned() } else { words.join(",") }
 }
 
 /// Lines for what the layout mounts, and for swap, where no line does yet.
@@ -398,8 +456,20 @@ mod tests {
         assert_eq!(changes.len(), 1, "{changes:?}");
         let wanted = kept()
             .replace(&format!("UUID={ROOT_UUID} /  "), &format!("UUID={new} /  "))
-            .replace(" ext4    errors", " xfs    errors");
+            .replace(" ext4    errors=remount-ro", " xfs    defaults");
         assert_eq!(lab.read(PATH), wanted);
+        // What the layout says of it, and what every kind knows.
+        lab.volumes[2].mount = Some(Mount { path: "/".into(), options: Some("noatime,pquota".into()) });
+        lab.file(
+            PATH,
+            &kept().replace("errors=remount-ro", "nodiratime,errors=remount-ro,noatime,x-systemd.growfs"),
+        );
+        Fstab.apply(&lab.context()).unwrap();
+        assert!(
+            lab.read(PATH).contains(" xfs    nodiratime,noatime,x-systemd.growfs,pquota 0"),
+            "{}",
+            lab.read(PATH)
+        );
     }
 
     #[test]
