@@ -39,7 +39,8 @@ impl Holds {
         let (flags, projects) = match magic {
             EXT => (common | ext, true),
             XFS => (common | IFlags::PROJECT_INHERIT, true),
-            BTRFS => (common | IFlags::DIRSYNC | IFlags::NOCOW | IFlags::COMPRESSED | NOCOMP, false),
+            // It sets `nocompress` by itself, on files that its mount option could not make smaller.
+            BTRFS => (common | IFlags::DIRSYNC | IFlags::NOCOW | IFlags::COMPRESSED, false),
             F2FS => (
                 common
                     | IFlags::DIRSYNC
@@ -115,6 +116,8 @@ mod tests {
             assert_eq!((holds.unix, &part.words()[..], part.project), (unix, words, project), "{magic:x}");
         }
         let tmp = statx(CWD, c"/", AtFlags::empty(), StatxFlags::BASIC_STATS).unwrap();
+        let own = attributes("nocompress,nodump");
+        assert_eq!(Holds::new(BTRFS, &proc).part(own).words(), "nodump", "btrfs sets the other by itself");
         let unknown = Holds::new(1, &tmp).part(all).words();
         assert!(unknown.contains("sappnd,schg,nodump"), "the root's file system has these: {unknown}");
     }
