@@ -108,7 +108,9 @@ pub fn live(row: &Row, setting: &Setting<'_>, capture: bool) -> Result<Seen> {
     let verified = verify(&mut vm)?;
     for (command, wanted) in row.checks {
         let (_, said) = vm.shell(command, node::COMMAND_LIMIT)?;
-        if said != *wanted {
+        // Columns are as wide as they like.
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        if words(&said) != words(wanted) {
             bail!("`{command}` printed `{said}`, not `{wanted}`");
         }
     }

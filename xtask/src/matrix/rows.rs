@@ -64,10 +64,11 @@ const fn row(
 const PLAIN: Layout = Layout::File(crate::golden::LAYOUT);
 const ROOT: &str = "findmnt -no FSTYPE /";
 const SUBVOLUMES: &[(&str, &str)] = &[
-    ("findmnt -no FSTYPE,FSROOT /", "btrfs  /@"),
+    ("findmnt -no FSTYPE,FSROOT /", "btrfs /@"),
     ("findmnt -no FSROOT /home", "/@home"),
     ("findmnt -no FSROOT /var", "/@var"),
-    ("btrfs subvolume list / | grep -c @", "4"),
+    // systemd makes some of its own.
+    ("btrfs subvolume list / | grep -cE 'path @(home|var|snapshots)?$'", "4"),
 ];
 
 /// All of them.
