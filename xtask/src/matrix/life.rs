@@ -46,7 +46,7 @@ pub struct Setting<'a> {
     pub captured: Option<&'a Path>,
 }
 
-/// What was seen of a clone that is as it must be.
+/// What was seen of a clone that came to its login.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Power on to the reboot into its own disk.
@@ -57,12 +57,14 @@ pub struct Seen {
     pub verified: String,
     /// What `ka-server layout` wrote on it.
     pub captured: Option<PathBuf>,
+    /// What was not as it must be.
+    pub wrong: Vec<String>,
 }
 
 /// Runs a row; `capture`: the next one wants this clone's layout.
 ///
 /// # Errors
-/// At the first thing that is not as it must be.
+/// When the clone does not come to its login, or cannot be asked.
 pub fn live(row: &Row, setting: &Setting<'_>, capture: bool) -> Result<Seen> {
     let Setting { binaries, golden, boot_dir, accel, dir, board, disks, captured } = setting;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
@@ -103,21 +105,23 @@ pub fn live(row: &Row, setting: &Setting<'_>, capture: bool) -> Result<Seen> {
     vm.login(row.name, golden::PASSWORD, LOGIN)?;
     let login = start.elapsed();
     say!(row.name, "booted from its own disk, logged in after {:.0} s", login.as_secs_f64());
-    healthy(&mut vm)?;
-    node::check_itself(&mut vm, row.name, &golden.tree)?;
-    let verified = verify(&mut vm)?;
+    // Everything is asked, however much is wrong: a row takes minutes.
+    let mut wrong = Vec::new();
+    let mut note = |result: Result<()>| wrong.extend(result.err().map(|e| format!("{e:#}")));
+    note(healthy(&mut vm));
+    note(node::check_itself(&mut vm, row.name, &golden.tree).map(drop));
+    let verified = verify(&mut vm);
+    let verified = verified.unwrap_or_else(|e| {
+        note(Err(e));
+        String::new()
+    });
     for (command, wanted) in row.checks {
-        let (_, said) = vm.shell(command, node::COMMAND_LIMIT)?;
-        // Columns are as wide as they like.
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        if words(&said) != words(wanted) {
-            bail!("`{command}` printed `{said}`, not `{wanted}`");
-        }
+        note(ask(&mut vm, command, wanted));
     }
     let captured = if capture { Some(capture_layout(&mut vm, dir)?) } else { None };
     node::power_off(&mut vm)?;
     match server.wait(Duration::from_secs(60))? {
-        0 => Ok(Seen { installed, login, verified, captured }),
+        0 => Ok(Seen { installed, login, verified, captured, wrong }),
         code => Err(server.failure(code)),
     }
 }
@@ -207,6 +211,17 @@ fn healthy(vm: &mut Vm) -> Result<()> {
     if state != "running" {
         let (_, failed) = vm.shell("systemctl --failed --no-legend --plain", node::COMMAND_LIMIT)?;
         bail!("systemd calls the clone `{state}`:\n{failed}");
+    }
+    Ok(())
+}
+
+/// What `command` must print on the clone.
+fn ask(vm: &mut Vm, command: &str, wanted: &str) -> Result<()> {
+    let (_, said) = vm.shell(command, node::COMMAND_LIMIT)?;
+    // Columns are as wide as they like.
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    if words(&said) != words(wanted) {
+        bail!("`{command}` printed `{said}`, not `{wanted}`");
     }
     Ok(())
 }

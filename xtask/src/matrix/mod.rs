@@ -193,19 +193,24 @@ impl Run<'_> {
                     next.is_some_and(|n| n.layout == Layout::Captured),
                 ),
             };
-            match &result {
+            // What booted has left its disks to the next row, whatever else was wrong.
+            let result = match result {
                 Ok(seen) => {
-                    say!(row.name, "PASSED ({}): {}", show_time(start.elapsed()), seen.verified);
                     captured.clone_from(&seen.captured);
                     if next.is_none_or(|next| next.disks.is_some()) {
                         // They are not looked at any more, and the lab's disk is not endless.
                         remove(disks.as_deref().unwrap_or_default());
                     }
+                    if seen.wrong.is_empty() { Ok(seen) } else { Err(anyhow::anyhow!("{}", seen.wrong.join("; "))) }
                 }
                 Err(e) => {
-                    say!(row.name, "FAILED ({}): {e:#}", show_time(start.elapsed()));
                     disks = Err(anyhow::anyhow!("{} failed, whose disks this builds on", row.name));
+                    Err(e)
                 }
+            };
+            match &result {
+                Ok(seen) => say!(row.name, "PASSED ({}): {}", show_time(start.elapsed()), seen.verified),
+                Err(e) => say!(row.name, "FAILED ({}): {e:#}", show_time(start.elapsed())),
             }
             outcomes.push(Outcome { board: chain.board, row: *row, result });
         }

@@ -76,6 +76,7 @@ mod tests {
             login: Duration::from_secs(30),
             verified: "clean".into(),
             captured: None,
+            wrong: Vec::new(),
         };
         let row = CHAINS[0].rows[0];
         let outcomes = [
