@@ -2,7 +2,7 @@
 //! hooks.
 
 use super::command::DeployArgs;
-use super::expected;
+use super::{expected, fstab};
 use crate::trust::key_file;
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
@@ -93,6 +93,16 @@ impl Plan {
         let golden =
             Golden { hostname, os_release, arch: std::env::consts::ARCH.to_owned(), filesystems, used };
         let hooks = hooks(args)?;
+        if args.sends_tree() {
+            match std::fs::read_to_string(root.join("etc/fstab")) {
+                Ok(text) => {
+                    warnings.extend(fstab::warnings(&text, &mounts.into_iter().collect(), &args.drop_fstab))
+                }
+                // The clone gets the layout's lines.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => warnings.push(format!("reading /etc/fstab of the golden tree: {e}")),
+            }
+        }
         Ok(Self {
             layout,
             layout_text: text,
