@@ -11,6 +11,10 @@ use rustix::io::Errno;
 pub(crate) const ACCESS_ACL: &CStr = c"system.posix_acl_access";
 pub(crate) const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
+/// Where XFS keeps ACLs in a form of its own, and lists them beside the two above. They say nothing more, and elsewhere they
+/// would be attributes that nobody reads.
+const XFS_ACLS: [&CStr; 2] = [c"trusted.SGI_ACL_FILE", c"trusted.SGI_ACL_DEFAULT"];
+
 /// Names and values, in the order of the names.
 pub(crate) type Xattrs = Vec<(CString, Vec<u8>)>;
 
@@ -33,7 +37,7 @@ fn proc_path(directory: BorrowedFd<'_>, name: &CStr) -> CString {
     CString::new(path).unwrap_or_default()
 }
 
-/// All attributes of `object`. A file system without attributes has none; one that vanishes meanwhile is left out.
+/// All attributes of `object`, but for what XFS says twice. A file system without attributes has none; one that vanishes meanwhile is left out.
 pub(crate) fn read_all(object: Object<'_>, scratch: &mut Vec<u8>) -> Result<Xattrs, Errno> {
     let path = match object {
         Object::Open(_) => CString::default(),
@@ -56,7 +60,9 @@ pub(crate) fn read_all(object: Object<'_>, scratch: &mut Vec<u8>) -> Result<Xatt
     }
     let names: Vec<CString> = scratch[..length]
         .split_inclusive(|&b| b == 0)
-        .filter_map(|name| CStr::from_bytes_with_nul(name).ok().map(CStr::to_owned))
+        .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+        .filter(|name| !XFS_ACLS.contains(name))
+        .map(CStr::to_owned)
         .collect();
     let mut xattrs = Vec::with_capacity(names.len());
     for name in names {

@@ -267,6 +267,39 @@ fn flags_and_project_ids_that_differ_are_told_and_nothing_else() {
     }
 }
 
+/// XFS lists ACLs a second time, as attributes of its own.
+#[test]
+fn acls_go_to_and_from_xfs_as_acls_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = directory.path().join("manifest");
+    let mounts =
+        [("ext4", &EXT4), ("xfs", &XFS)].map(|(name, mkfs)| Mount::new(directory.path(), name, mkfs));
+    // Version 2; owner 6, uid 1000 7, group 4, mask 7, others 4.
+    let acl = "0x02000000\
+        01000600ffffffff02000700e803000004000400ffffffff10000700ffffffff20000400ffffffff";
+    let acl: String = acl.split_whitespace().collect();
+    for (i, golden) in mounts.iter().enumerate() {
+        let root = golden.root();
+        fs::create_dir_all(root.join("folder")).unwrap();
+        fs::write(root.join("file"), b"x").unwrap();
+        for (name, path) in [("access", "file"), ("access", "folder"), ("default", "folder")] {
+            let name = format!("system.posix_acl_{name}");
+            run(Command::new("setfattr").args(["-n", &name, "-v", &acl]).arg(root.join(path))).unwrap();
+        }
+        let stream = with_manifest(&root, &manifest);
+        assert!(!stream.windows(7).any(|bytes| bytes == b"SGI_ACL"));
+        for mount in &mounts {
+            let clone = mount.0.join(format!("clone{i}"));
+            unpacked(&stream, &clone);
+            assert_eq!(differences(&manifest, &clone), [""; 0], "{i} to {}", mount.0.display());
+            let told = run(Command::new("getfattr").args(["-m", "-", "-d"]).arg(clone.join("file"))).unwrap();
+            let told = String::from_utf8(told).unwrap();
+            assert!(told.contains("posix_acl_access"), "{told}");
+            assert_eq!(told.contains("SGI_ACL"), mount.0.ends_with("xfs"), "{told}");
+        }
+    }
+}
+
 #[test]
 fn what_the_clones_file_system_cannot_hold_is_not_compared() {
     let directory = tempfile::tempdir().unwrap();

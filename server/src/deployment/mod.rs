@@ -8,7 +8,7 @@ pub mod display;
 pub mod expected;
 pub mod fstab;
 pub mod go;
-mod golden;
+pub mod golden;
 pub mod listen;
 pub mod logs;
 pub mod manifests;

@@ -82,7 +82,10 @@ fn command(words: impl Iterator<Item = String>) -> String {
 }
 
 /// What the program says, and the commit from which it was most likely built.
-fn ka_version(program: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it says nothing.
+pub fn ka_version(program: &Path) -> Result<String> {
     let version = run::output(&program.to_string_lossy(), &["--version"])?;
     let version = version.split_whitespace().next_back().unwrap_or("unknown").to_owned();
     let workspace = binaries::workspace()?;

@@ -4,7 +4,7 @@
 mod archive;
 mod chain;
 mod contender;
-mod facts;
+pub mod facts;
 mod figures;
 mod ka;
 mod machine;

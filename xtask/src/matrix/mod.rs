@@ -1,22 +1,23 @@
 //! `cargo xtask lab matrix`: guests, firmware, disks, layouts and file systems in every combination that matters. Each row is a
 //! whole deployment: a bare machine is installed by PXE, boots its clone, and is compared there with the manifest of what
-//! was sent. Rows of one chain run one after the other on the same machine, so that a row can find what another has left.
+//! was sent. Rows of one series run one after the other on the same machine, so that a row can find what another has left.
 
 mod life;
 mod report;
 mod rows;
 
+use crate::bench::facts;
 use crate::binaries::{self, Binaries};
 use crate::golden::{self, Golden, Guest};
 use crate::lab::accel;
 use crate::lab::vm::{self, Accel};
-use crate::{interrupt, say, server, setup};
+use crate::{interrupt, run, say, server, setup};
 use anyhow::{Context, Result, bail};
 use argh::FromArgs;
 use ka_cli::units::show_time;
 use life::{Seen, Setting};
 use report::Outcome;
-use rows::{CHAINS, Chain, Layout, Row};
+use rows::{Layout, Row, SERIES, Series};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -32,7 +33,7 @@ pub struct Matrix {
     /// machines at once (default 2)
     #[argh(option, default = "2", arg_name = "N")]
     jobs: usize,
-    /// write the table here, too
+    /// write the table here, too; what stands there of rows that did not run stays
     #[argh(option, arg_name = "FILE")]
     table: Option<PathBuf>,
     /// only list the rows
@@ -48,10 +49,10 @@ const ROOM: u64 = 12 << 30;
 /// # Errors
 /// When it cannot be run at all.
 pub fn run(matrix: &Matrix, dir: &Path) -> Result<bool> {
-    let chains = chosen(&matrix.row)?;
+    let all = chosen(&matrix.row)?;
     if matrix.list {
-        for (chain, row) in chains.iter().flat_map(|chain| chain.rows.iter().map(move |row| (chain, row))) {
-            println!("{:<14} {:<10} {:<16} {}", row.name, row.guest.name, chain.board.name(), row.about);
+        for (series, row) in all.iter().flat_map(|series| series.rows.iter().map(move |row| (series, row))) {
+            println!("{:<14} {:<10} {:<16} {}", row.name, row.guest.name, series.board.name(), row.about);
         }
         return Ok(true);
     }
@@ -60,37 +61,41 @@ pub fn run(matrix: &Matrix, dir: &Path) -> Result<bool> {
     setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
     setup::room(dir, ROOM)?;
     let binaries = binaries::build(&dir.join("build.log"))?;
-    let outcomes = run_chains(&chains, &binaries, dir, matrix.jobs)?;
-    let table = report::table(&outcomes, dir, start.elapsed())?;
+    let outcomes = run_all(&all, &binaries, dir, matrix.jobs)?;
+    let version = facts::ka_version(&binaries.server)?;
+    let when = format!("{}, {version}", run::output("date", &["-u", "+%F"])?);
+    let table = report::table(&outcomes, dir, &when);
     print!("{table}");
+    let passed = outcomes.iter().filter(|outcome| outcome.result.is_ok()).count();
+    say!("matrix", "{passed} of {} rows passed in {}", outcomes.len(), show_time(start.elapsed()));
     if let Some(path) = &matrix.table {
-        std::fs::write(path, &table).with_context(|| format!("writing {}", path.display()))?;
+        report::keep(path, &table)?;
     }
     Ok(outcomes.iter().all(|outcome| outcome.result.is_ok()))
 }
 
-/// The chains, cut behind the last row that is wanted; all of them when nothing is named.
-fn chosen(names: &[String]) -> Result<Vec<Chain>> {
+/// The series, cut behind the last row that is wanted; all of them when nothing is named.
+fn chosen(names: &[String]) -> Result<Vec<Series>> {
     if let Some(odd) = names.iter().find(|name| !self::names().any(|row| row == name.as_str())) {
         bail!("there is no row `{odd}`; see `cargo xtask lab matrix --list`");
     }
     if names.is_empty() {
-        return Ok(CHAINS.to_vec());
+        return Ok(SERIES.to_vec());
     }
-    let cut = |chain: &Chain| {
-        let last = chain.rows.iter().rposition(|row| names.iter().any(|name| name == row.name))?;
+    let cut = |series: &Series| {
+        let last = series.rows.iter().rposition(|row| names.iter().any(|name| name == row.name))?;
         // What the wanted row does not build on need not be run.
         let first = (0..=last)
             .rev()
-            .find(|&i| chain.rows[i].disks.is_some() && chain.rows[i].layout != Layout::Captured)?;
-        Some(Chain { board: chain.board, rows: &chain.rows[first..=last] })
+            .find(|&i| series.rows[i].disks.is_some() && series.rows[i].layout != Layout::Captured)?;
+        Some(Series { board: series.board, rows: &series.rows[first..=last] })
     };
-    Ok(CHAINS.iter().filter_map(cut).collect())
+    Ok(SERIES.iter().filter_map(cut).collect())
 }
 
 /// The names of all rows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    CHAINS.iter().flat_map(|chain| chain.rows).map(|row| row.name)
+    SERIES.iter().flat_map(|series| series.rows).map(|row| row.name)
 }
 
 /// The same for tests: the rows `names`, whose programs are built already.
@@ -99,7 +104,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// When one is not as it must be.
 pub fn run_rows(names: &[&str], binaries: &Binaries, dir: &Path) -> Result<()> {
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-    let outcomes = run_chains(&chosen(&names)?, binaries, dir, 2)?;
+    let outcomes = run_all(&chosen(&names)?, binaries, dir, 2)?;
     let failed: Vec<&str> = outcomes.iter().filter(|o| o.result.is_err()).map(|o| o.row.name).collect();
     if failed.is_empty() {
         Ok(())
@@ -123,10 +128,10 @@ fn prepare(guest: Guest, binaries: &Binaries, dir: &Path) -> Result<Prepared> {
     Ok(Prepared { guest, golden, boot_dir })
 }
 
-fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) -> Result<Vec<Outcome>> {
+fn run_all(all: &[Series], binaries: &Binaries, dir: &Path, jobs: usize) -> Result<Vec<Outcome>> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let mut guests: Vec<Prepared> = Vec::new();
-    for row in chains.iter().flat_map(|chain| chain.rows) {
+    for row in all.iter().flat_map(|series| series.rows) {
         if guests.iter().all(|prepared| prepared.guest != row.guest) {
             guests.push(prepare(row.guest, binaries, dir)?);
         }
@@ -134,9 +139,9 @@ fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) ->
     let Some(first) = guests.first() else { return Ok(Vec::new()) };
     let accel = accel::choose(&first.golden.vmlinuz())?;
     let run = Run { binaries, guests: &guests, accel, dir };
-    // The longest chains first, so that no machine is idle at the end.
-    let mut order: Vec<usize> = (0..chains.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(chains[i].rows.len()));
+    // The longest series first, so that no machine is idle at the end.
+    let mut order: Vec<usize> = (0..all.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(all[i].rows.len()));
     order.reverse();
     let queue = Mutex::new(order);
     let done: Mutex<Vec<(usize, Vec<Outcome>)>> = Mutex::new(Vec::new());
@@ -144,7 +149,7 @@ fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) ->
     let take = || lock(&queue).pop();
     let work = || {
         while let Some(next) = take() {
-            let outcomes = run.chain(&chains[next]);
+            let outcomes = run.series(&all[next]);
             lock(&done).push((next, outcomes));
         }
     };
@@ -155,7 +160,7 @@ fn run_chains(chains: &[Chain], binaries: &Binaries, dir: &Path, jobs: usize) ->
     });
     interrupt::check()?;
     let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.sort_by_key(|(chain, _)| *chain);
+    done.sort_by_key(|(index, _)| *index);
     Ok(done.into_iter().flat_map(|(_, outcomes)| outcomes).collect())
 }
 
@@ -171,14 +176,14 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All rows of a chain. After a failure, those that build on it fail for that reason.
-    fn chain(&self, chain: &Chain) -> Vec<Outcome> {
+    /// All rows of a series. After a failure, those that build on it fail for that reason.
+    fn series(&self, series: &Series) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         let mut disks: Result<Vec<PathBuf>> = Ok(Vec::new());
         let mut captured = None;
-        for (i, row) in chain.rows.iter().enumerate() {
+        for (i, row) in series.rows.iter().enumerate() {
             let start = Instant::now();
-            let next = chain.rows.get(i + 1);
+            let next = series.rows.get(i + 1);
             if let Some(sizes) = row.disks {
                 disks = new_disks(sizes, &self.dir.join(row.name));
             }
@@ -186,7 +191,7 @@ impl Run<'_> {
                 (_, Err(e)) => Err(e),
                 (Err(e), _) => Err(anyhow::anyhow!("{e:#}")),
                 (Ok(disks), Ok(())) => self.row(
-                    chain,
+                    series,
                     row,
                     disks,
                     captured.as_deref(),
@@ -201,7 +206,11 @@ impl Run<'_> {
                         // They are not looked at any more, and the lab's disk is not endless.
                         remove(disks.as_deref().unwrap_or_default());
                     }
-                    if seen.wrong.is_empty() { Ok(seen) } else { Err(anyhow::anyhow!("{}", seen.wrong.join("; "))) }
+                    if seen.wrong.is_empty() {
+                        Ok(seen)
+                    } else {
+                        Err(anyhow::anyhow!("{}", seen.wrong.join("; ")))
+                    }
                 }
                 Err(e) => {
                     disks = Err(anyhow::anyhow!("{} failed, whose disks this builds on", row.name));
@@ -212,14 +221,14 @@ impl Run<'_> {
                 Ok(seen) => say!(row.name, "PASSED ({}): {}", show_time(start.elapsed()), seen.verified),
                 Err(e) => say!(row.name, "FAILED ({}): {e:#}", show_time(start.elapsed())),
             }
-            outcomes.push(Outcome { board: chain.board, row: *row, result });
+            outcomes.push(Outcome { board: series.board, row: *row, result });
         }
         outcomes
     }
 
     fn row(
         &self,
-        chain: &Chain,
+        series: &Series,
         row: &Row,
         disks: &[PathBuf],
         captured: Option<&Path>,
@@ -228,14 +237,14 @@ impl Run<'_> {
         let prepared =
             self.guests.iter().find(|p| p.guest == row.guest).context("its golden machine was not made")?;
         let dir = self.dir.join(row.name);
-        say!(row.name, "{} on {}: {}", row.guest.name, chain.board.name(), row.about);
+        say!(row.name, "{} on {}: {}", row.guest.name, series.board.name(), row.about);
         let setting = Setting {
             binaries: self.binaries,
             golden: &prepared.golden,
             boot_dir: &prepared.boot_dir,
             accel: self.accel,
             dir: &dir,
-            board: chain.board,
+            board: series.board,
             disks,
             captured,
         };
@@ -270,7 +279,7 @@ mod tests {
     fn a_row_brings_what_it_builds_on() {
         let names = |wanted: &[&str]| -> Vec<&str> {
             let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
-            chosen(&wanted).unwrap().iter().flat_map(|chain| chain.rows).map(|row| row.name).collect()
+            chosen(&wanted).unwrap().iter().flat_map(|series| series.rows).map(|row| row.name).collect()
         };
         assert_eq!(names(&["preserve"]), ["mbr-logical", "preserve"]);
         assert_eq!(names(&["smaller"]), ["big", "smaller"]);

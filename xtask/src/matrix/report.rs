@@ -3,9 +3,7 @@
 use super::life::Seen;
 use super::rows::Row;
 use crate::lab::vm::Board;
-use anyhow::Result;
-use ka_cli::units::show_time;
-use std::fmt::Write as _;
+use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,42 +18,60 @@ pub struct Outcome {
     pub result: Result<Seen>,
 }
 
-/// The table in Markdown.
+/// What stands above the rows.
+const HEAD: &str = "# The matrix
+
+Command: `cargo xtask lab matrix --table docs/matrix.md`; `--row NAME` runs one row, and the others keep what stands here.
+
+Each row is a deployment to a bare machine: installed by PXE, booted from its own disks to its login, every unit of
+systemd started, its identity its own, then compared with the manifest of what was sent by `ka-agent verify` in the clone
+itself, and asked what the row is about (`xtask/src/matrix/rows.rs`). Seconds are of software emulation beside
+other machines; the last column says when a row ran, and with which commit's programs.
+
+| row | guest | firmware, disk | layout | installed | login | verified | when |
+|---|---|---|---|---:|---:|---|---|
+";
+
+/// The table in Markdown; `when`: what the last column says.
+#[must_use]
+pub fn table(outcomes: &[Outcome], dir: &Path, when: &str) -> String {
+    let mut text = HEAD.to_owned();
+    for Outcome { board, row, result } in outcomes {
+        let seen = match result {
+            Ok(Seen { installed, login, verified, .. }) => {
+                let (installed, login) = (installed.as_secs_f64(), login.as_secs_f64());
+                format!("{installed:.0} s | {login:.0} s | {}", cell(verified))
+            }
+            Err(e) => {
+                let cause = format!("{e:#}").replace(&dir.display().to_string(), "");
+                format!("- | - | FAILED: {}", cell(&cause))
+            }
+        };
+        let (guest, board) = (row.guest.name, board.name());
+        text += &format!("| {} | {guest} | {board} | {} | {seen} | {when} |\n", row.name, row.about);
+    }
+    text
+}
+
+/// Writes `table` to `path`; rows of the matrix that are not in it keep the line that they have there.
 ///
 /// # Errors
-/// None that can happen: text is written into memory.
-pub fn table(outcomes: &[Outcome], dir: &Path, took: Duration) -> Result<String> {
-    let passed = outcomes.iter().filter(|outcome| outcome.result.is_ok()).count();
-    let mut text = format!(
-        "# The matrix\n\n\
-         Command: `cargo xtask lab matrix --table docs/matrix.md`. {passed} of {} rows passed in {}.\n\n\
-         Each row is a deployment to a bare machine: installed by PXE, booted from its own disks to its login, every unit of \
-         systemd started, its identity its own, then compared with the manifest of what was sent by `ka-agent verify` in the clone \
-         itself, and asked what the row is about (`xtask/src/matrix/rows.rs`). Seconds are of software emulation beside \
-         other machines.\n\n\
-         | row | guest | firmware, disk | layout | installed | login | verified |\n|---|---|---|---|---:|---:|---|\n",
-        outcomes.len(),
-        show_time(took),
-    );
-    for Outcome { board, row, result } in outcomes {
-        let (guest, board) = (row.guest.name, board.name());
-        write!(text, "| {} | {guest} | {board} | {} | ", row.name, row.about)?;
-        match result {
-            Ok(Seen { installed, login, verified, .. }) => writeln!(
-                text,
-                "{:.0} s | {:.0} s | {} |",
-                installed.as_secs_f64(),
-                login.as_secs_f64(),
-                cell(verified)
-            )?,
-            Err(e) => writeln!(
-                text,
-                "- | - | FAILED: {} |",
-                cell(&format!("{e:#}").replace(&dir.display().to_string(), ""))
-            )?,
-        }
-    }
-    Ok(text)
+/// When the file cannot be read or written.
+pub fn keep(path: &Path, table: &str) -> Result<()> {
+    let old = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.with_context(|| format!("reading {}", path.display()))?,
+    };
+    std::fs::write(path, merged(table, &old)).with_context(|| format!("writing {}", path.display()))
+}
+
+fn merged(table: &str, old: &str) -> String {
+    let line = |text: &str, name: &str| {
+        let start = format!("| {name} |");
+        text.lines().find(|line| line.starts_with(&start)).map(|line| format!("{line}\n"))
+    };
+    let rows = super::names().filter_map(|name| line(table, name).or_else(|| line(old, name)));
+    std::iter::once(HEAD.to_owned()).chain(rows).collect()
 }
 
 /// One line, at most 200 characters, that ends no cell.
@@ -66,7 +82,7 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::CHAINS;
+    use super::super::rows::SERIES;
     use super::*;
 
     #[test]
@@ -78,14 +94,22 @@ mod tests {
             captured: None,
             wrong: Vec::new(),
         };
-        let row = CHAINS[0].rows[0];
+        let row = SERIES[0].rows[0];
         let outcomes = [
             Outcome { board: Board::BiosIde, row, result: Ok(seen) },
             Outcome { board: Board::BiosIde, row, result: Err(anyhow::anyhow!("/x/y: a | b\nc")) },
         ];
-        let text = table(&outcomes, Path::new("/x/"), Duration::from_secs(60)).unwrap();
-        assert!(text.contains("1 of 2 rows passed"), "{text}");
-        assert!(text.contains(" 90 s | 30 s | clean |\n"), "{text}");
-        assert!(text.ends_with("| - | - | FAILED: y: a   b c |\n"), "{text}");
+        let text = table(&outcomes, Path::new("/x/"), "today");
+        assert!(text.contains(" 90 s | 30 s | clean | today |\n"), "{text}");
+        assert!(text.ends_with("| - | - | FAILED: y: a   b c | today |\n"), "{text}");
+    }
+
+    #[test]
+    fn rows_that_did_not_run_keep_their_line() {
+        let names: Vec<&str> = super::super::names().take(3).collect();
+        let old = format!("| gone | x |\n| {} | old |\n| {} | old |\n", names[2], names[0]);
+        let text = merged(&format!("| {} | new |\n| {} | new |\n", names[0], names[1]), &old);
+        let lines = format!("| {} | new |\n| {} | new |\n| {} | old |\n", names[0], names[1], names[2]);
+        assert_eq!(text, format!("{HEAD}{lines}"));
     }
 }

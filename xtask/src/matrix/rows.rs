@@ -33,7 +33,7 @@ pub struct Row {
 
 /// Rows that run one after the other on one machine.
 #[derive(Debug, Clone, Copy)]
-pub struct Chain {
+pub struct Series {
     /// The machine.
     pub board: Board,
     /// Its rows, in order.
@@ -72,8 +72,8 @@ const SUBVOLUMES: &[(&str, &str)] = &[
 ];
 
 /// All of them.
-pub const CHAINS: [Chain; 11] = [
-    Chain {
+pub const SERIES: [Series; 11] = [
+    Series {
         board: Board::BiosIde,
         rows: &[
             Row {
@@ -108,7 +108,7 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::BiosAhci,
         rows: &[
             Row {
@@ -147,7 +147,7 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::UefiNvme,
         rows: &[
             Row {
@@ -171,7 +171,7 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::UefiNvme4096,
         rows: &[
             Row {
@@ -202,7 +202,7 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::BiosVirtio,
         rows: &[
             Row {
@@ -225,7 +225,7 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::BiosScsi,
         rows: &[Row {
             checks: &[
@@ -244,7 +244,7 @@ pub const CHAINS: [Chain; 11] = [
             )
         }],
     },
-    Chain {
+    Series {
         board: Board::UefiAhci,
         rows: &[
             Row {
@@ -267,28 +267,28 @@ pub const CHAINS: [Chain; 11] = [
             },
         ],
     },
-    Chain {
+    Series {
         board: Board::UefiNvme,
         rows: &[Row {
             checks: SUBVOLUMES,
             ..row("btrfs-13", DEBIAN_13, "btrfs subvolumes", layout!("subvolumes"), ONE)
         }],
     },
-    Chain {
+    Series {
         board: Board::BiosVirtio,
         rows: &[Row {
             checks: &[(ROOT, "ext4"), ("tail -n +2 /proc/swaps | wc -l", "1")],
             ..row("plain-13", DEBIAN_13, "ext4, swap, ESP", PLAIN, ONE)
         }],
     },
-    Chain {
+    Series {
         board: Board::BiosAhci,
         rows: &[Row {
             checks: &[("grep -c '^md.*active.*raid1' /proc/mdstat", "2")],
             ..row("raid1-13", DEBIAN_13, "RAID 1 of two disks, /boot and / on arrays", layout!("raid1"), TWO)
         }],
     },
-    Chain {
+    Series {
         board: Board::BiosIde,
         rows: &[Row {
             checks: &[(ROOT, "ext4")],
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn every_layout_is_sound() {
-        for row in CHAINS.iter().flat_map(|chain| chain.rows) {
+        for row in SERIES.iter().flat_map(|series| series.rows) {
             if let Layout::File(text) = row.layout
                 && let Err(e) = ka_layout::parse(text)
             {
@@ -316,8 +316,8 @@ mod tests {
     #[test]
     fn rows_are_told_apart_and_build_on_rows() {
         let mut names = BTreeSet::new();
-        for chain in &CHAINS {
-            for (i, row) in chain.rows.iter().enumerate() {
+        for series in &SERIES {
+            for (i, row) in series.rows.iter().enumerate() {
                 assert!(names.insert(row.name), "{} stands twice", row.name);
                 assert!(i > 0 || (row.disks.is_some() && row.layout != Layout::Captured), "{}", row.name);
             }
