@@ -152,10 +152,7 @@ pub fn receive(
     };
     session.progress(progress(&handle, &counters));
     match outcome {
-        Ok((record, unpacked)) => {
-            session.ended(record);
-            Ok(Reception { record, unpacked, relay })
-        }
+        Ok((record, unpacked)) => Ok(Reception { record, unpacked, relay }),
         Err(error) => {
             let error = match session.verdict() {
                 Some(Verdict::Out(why)) => NextWave(why).into(),
@@ -185,12 +182,18 @@ fn progress(node: &Handle, counters: &Counters) -> Progress {
     }
 }
 
-/// Tells the server how far the node is, and stops the node when the server is lost or wants it out.
+/// Tells the server how far the node is, once that it holds the end (however slow its disk is from then on: nobody else
+/// waits for that), and stops the node when the server is lost or wants it out.
 fn report(session: &Session, node: &Handle, counters: &Counters, over: &AtomicBool) {
     let mut last = Progress::default();
     let mut quiet = Duration::ZERO;
+    let mut told = false;
     while !over.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_millis(50));
+        if !told && let Some(Ok(record)) = node.ended() {
+            told = true;
+            session.ended(record);
+        }
         match session.verdict() {
             Some(Verdict::Lost(why) | Verdict::Broken(why) | Verdict::Out(why)) => {
                 node.stop(&why);
@@ -330,7 +333,17 @@ fn pipe_to(
         let _ = child.kill();
     }
     drop(pipe);
-    let status = child.wait().with_context(|| format!("waiting for the sink command `{command}`"))?;
+    let status = loop {
+        let status = child.try_wait().with_context(|| format!("waiting for the sink command `{command}`"))?;
+        if let Some(status) = status {
+            break status;
+        }
+        if !wanted() {
+            let _ = child.kill();
+            bail!("the sink command `{command}` does not end, and the wave goes on without this node");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
     // How it ended says more than the broken pipe that followed.
     if !status.success() && (copied.is_ok() || status.code().is_some()) {
         match (status.code(), status.signal()) {
@@ -370,6 +383,17 @@ mod tests {
         let error = pipe_to(&mut &vec![7; 4 << 20][..], "sleep 20; true", &mut &Counters::default(), &wanted);
         let error = format!("{:#}", error.unwrap_err());
         assert!(error.ends_with("the wave goes on without this node"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_sink_command_that_does_not_end_does_not_hold_it_either() {
+        let start = std::time::Instant::now();
+        let wanted = || start.elapsed() < Duration::from_millis(500);
+        let command = "cat >/dev/null; exec sleep 20";
+        let error = pipe_to(&mut &vec![7; 1 << 20][..], command, &mut &Counters::default(), &wanted);
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("does not end, and the wave goes on without this node"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 

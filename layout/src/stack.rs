@@ -195,6 +195,11 @@ pub fn check(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
     for (i, lv) in layout.lvs.iter().enumerate() {
         let mut say = |message| say(Place::Volume(Base::Lv(i)), message);
         check_name(&lv.name, &mut say);
+        if LV_BEGINNINGS.iter().any(|word| lv.name.starts_with(word))
+            || LV_PARTS.iter().any(|word| lv.name.contains(word))
+        {
+            say(format!("LVM keeps the name `{}` for itself", lv.name));
+        }
         if layout.lvs[..i].iter().any(|l| l.vg == lv.vg && l.name == lv.name) {
             say("the name is used twice".into());
         }
@@ -226,6 +231,10 @@ pub fn check(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
                 if raid.name.len() > 32 {
                     say("its name is longer than 32 bytes".into());
                 }
+                // As POSIX has it for file names; mdadm refuses any other since 4.3.
+                if raid.name.contains('+') {
+                    say("mdadm allows no `+` in its name".into());
+                }
                 if !["1.0", "1.2"].contains(&raid.metadata.as_str()) {
                     say(format!("metadata: `{}` is not 1.0 or 1.2", raid.metadata));
                 }
@@ -237,6 +246,13 @@ pub fn check(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
                 let luks = &layout.luks[i];
                 if !(1..=2).contains(&luks.version) {
                     say(format!("version {} is not 1 or 2", luks.version));
+                }
+                if luks
+                    .crypttab
+                    .as_ref()
+                    .is_some_and(|c| c.is_empty() || c.contains(|c: char| !c.is_ascii_graphic()))
+                {
+                    say("crypttab: it is one field, options separated by commas".into());
                 }
                 for word in &luks.options {
                     if word.contains(['/', '\0']) || FORBIDDEN.iter().any(|f| word.starts_with(f)) {
@@ -273,6 +289,13 @@ pub fn check(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
         say(Place::File, format!("these lie on each other in a circle: {}", names.join(", ")));
     }
 }
+
+/// What names of logical volumes must not begin with, and not contain: lvm(8), "VALID NAMES".
+const LV_BEGINNINGS: [&str; 2] = ["snapshot", "pvmove"];
+const LV_PARTS: [&str; 15] = [
+    "_cdata", "_cmeta", "_corig", "_cvol", "_imeta", "_iorig", "_mimage", "_mlog", "_pmspare", "_rimage",
+    "_rmeta", "_tdata", "_tmeta", "_vdata", "_vorigin",
+];
 
 /// Words for luksFormat that Ka gives itself, or that read a file.
 const FORBIDDEN: [&str; 9] = [
@@ -397,6 +420,14 @@ mount = { path = "/home" }
             ("name = \"home\"", "name = \"root\"", "[[lv]] `vg0/root`: the name is used twice"),
             ("name = \"crypt\"", "name = \"../x\"", "must be made of letters"),
             ("name = \"crypt\"", "name = \"md0\"", "the name `md0` is used twice"),
+            ("name = \"home\"", "name = \"snapshots\"", "LVM keeps the name `snapshots` for itself"),
+            ("name = \"home\"", "name = \"my_rimage\"", "LVM keeps the name `my_rimage` for itself"),
+            ("name = \"md0\"", "name = \"md+0\"", "mdadm allows no `+`"),
+            (
+                "on = \"md0\"",
+                "on = \"md0\"\ncrypttab = \"luks,discard\\nevil /dev/x\"",
+                "crypttab: it is one field",
+            ),
             (
                 "name = \"crypt\"",
                 "name = \"crypt\"\noptions = [\"--key-file=/x\"]",

@@ -91,6 +91,28 @@ fn a_node_that_stalls_in_every_wave_ends_the_deployment_with_exit_code_3() {
     }
 }
 
+/// It has the whole stream, but its disk is not done with it for a long time.
+#[test]
+fn a_node_whose_disk_hangs_at_the_very_end_holds_nobody() {
+    if !possible() {
+        return;
+    }
+    let mut lab = Lab::network(3);
+    let source = lab.source();
+    lab.start_server(&source, &["--nodes", "3"]);
+    for n in 1..=3 {
+        lab.start_node(n, (n == 2).then_some("cat >/dev/null; sleep 20"));
+    }
+    lab.server.as_ref().unwrap().wait_for("starting with");
+    let start = Instant::now();
+    assert_eq!(lab.nodes_end(&[2]), [0, 0], "{}", lab.everything());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}\n{}", start.elapsed(), lab.everything());
+    let (server, n2) = lab.ends(&[1, 3]);
+    assert_eq!((server, &n2[..]), (0, &[0][..]), "{}", lab.everything());
+    assert!(start.elapsed() > Duration::from_secs(20), "n2 did not hang: {:?}", start.elapsed());
+    assert!(!lab.everything().contains("wave 2"), "{}", lab.everything());
+}
+
 /// It is power-cycled each time and comes again under its name.
 #[test]
 fn a_node_that_is_killed_in_every_wave_ends_the_deployment_with_exit_code_3() {

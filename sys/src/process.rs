@@ -1,15 +1,22 @@
 //! Running other programs: nothing is run without its exit status being looked at, and an error carries the command, how
 //! it ended and the last KiB of what it wrote to standard error.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Bytes of standard error that an error quotes.
 const STDERR_TAIL: usize = 1024;
+/// How long a pipe must be silent after the program's end until nothing more is expected of it: what the program has left
+/// behind may hold it open for ever.
+const SILENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// Bytes kept of each output stream; the rest is read and dropped, so that a noisy program cannot fill the memory.
 const OUTPUT_LIMIT: usize = 4 << 20;
 
@@ -95,7 +102,8 @@ pub fn command_line(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Runs `command` to its end and returns its output; anything but exit status 0 is an error.
+/// Runs `command` to its end and returns its output; anything but exit status 0 is an error. After `limit` it is killed with
+/// all that it has started.
 ///
 /// # Errors
 /// See [`Error`].
@@ -112,19 +120,25 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> R
     command
         .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stderr(Stdio::piped())
+        .process_group(0);
     let mut child = command.spawn().map_err(|source| Error::Spawn { command: line.clone(), source })?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let over = AtomicBool::new(false);
+    let over = &over;
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || stdin.map_or(Ok(()), |mut pipe| pipe.write_all(input)));
-        let out = scope.spawn(move || stdout.map_or_else(|| Ok(Vec::new()), read_bounded));
-        let err = scope.spawn(move || stderr.map_or_else(|| Ok(Vec::new()), read_bounded));
+        let out = scope.spawn(move || stdout.map_or_else(|| Ok(Vec::new()), |pipe| read_bounded(pipe, over)));
+        let err = scope.spawn(move || stderr.map_or_else(|| Ok(Vec::new()), |pipe| read_bounded(pipe, over)));
         let ended = wait_until(&mut child, Instant::now() + limit);
         if !matches!(ended, Ok(Some(_))) {
-            // Killing can only fail when it ended by itself meanwhile; waiting then still collects it.
+            // A script's programs, too. Killing can only fail when all ended meanwhile; waiting then still collects it.
+            let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            let _ = group.map(|group| kill_process_group(group, Signal::KILL));
             let _ = child.kill();
             let _ = child.wait();
         }
+        over.store(true, Ordering::SeqCst);
         let join = |r: std::thread::Result<io::Result<Vec<u8>>>| {
             r.unwrap_or_else(|_| Err(io::Error::other("the reading thread ended badly")))
         };
@@ -226,10 +240,23 @@ fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitSta
     }
 }
 
-fn read_bounded(mut pipe: impl Read) -> io::Result<Vec<u8>> {
+fn read_bounded(mut pipe: impl Read + AsFd, over: &AtomicBool) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
+        // Asked before the pipe is: what was written before the end is seen.
+        let is_over = over.load(Ordering::SeqCst);
+        let silent = match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&SILENCE)) {
+            Ok(ready) => ready == 0,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        if silent && is_over {
+            return Ok(kept);
+        }
+        if silent {
+            continue;
+        }
         let n = match pipe.read(&mut buffer) {
             Ok(0) => return Ok(kept),
             Ok(n) => n,
@@ -250,6 +277,33 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_a_script_started_is_killed_with_it_and_holds_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let start = Instant::now();
+        let script = format!("sleep 60 & echo $! > {}; wait", pid.display());
+        let error = run(Command::new("sh").args(["-c", &script]), Duration::from_secs(1)).unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(20));
+        let pid = std::fs::read_to_string(pid).unwrap();
+        // It is gone, or nobody has collected it yet.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    }
+
+    #[test]
+    fn a_daemon_that_keeps_the_pipe_open_is_not_waited_for() {
+        let start = Instant::now();
+        let script = "(sleep 30; echo late) & echo early; echo $! >&2";
+        let output = run(Command::new("sh").args(["-c", script]), LIMIT).unwrap();
+        assert_eq!(output.text(), "early\n");
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        let pid: i32 = String::from_utf8_lossy(&output.stderr).trim().parse().unwrap();
+        // It is in the group of the script that ended.
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
 
     #[test]
     fn output_and_input_pass() {

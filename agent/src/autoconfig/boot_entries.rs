@@ -64,7 +64,17 @@ fn rewrite(context: &Context, file: &str, changes: &mut Vec<Change>) -> Result<(
 fn entries_of_bls(context: &Context, changes: &mut Vec<Change>) -> Result<()> {
     for (dir, file) in entries::bls_files(context)? {
         let name = file.to_string_lossy().into_owned();
-        let text = context.root.read_text(&file)?.unwrap_or_default();
+        let mut text = context.root.read_text(&file)?.unwrap_or_default();
+        if let Some(new) = entries::relocated(context, &dir, &text)
+            && context.root.write_text(&file, &new, 0o644)?
+        {
+            changes.push(Change::new(
+                NAME,
+                name.clone(),
+                "its files are named from where /boot is on this node",
+            ));
+            text = new;
+        }
         let entry = entries::parse_bls(&text);
         let lost = entry.kernel.as_ref().filter(|kernel| entries::in_clone(context, &dir, kernel).is_none());
         if let Some(kernel) = lost {

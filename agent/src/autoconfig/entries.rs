@@ -1,9 +1,9 @@
 //! Boot entries that are text files: those of the Boot Loader Specification (systemd-boot; GRUB on Fedora, RHEL and
 //! their kin) and those of extlinux and syslinux, which U-Boot reads too. Which kernels they boot, and with which options.
 
-use super::{Context, grub, grub_cfg};
+use super::{Context, boot_paths, grub, grub_cfg};
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The directory of entries below a boot partition's root.
 const BLS: &str = "loader/entries";
@@ -106,12 +106,46 @@ pub fn parse_extlinux(text: &str) -> Vec<BootEntry> {
     entries
 }
 
-/// The file of the clone that an entry in `dir` means: below the file system that `dir` lies on.
+/// The file of the clone that an entry in `dir` means: from the top of the file system that `dir` lies on; one without a
+/// slash at its beginning from `dir`, as extlinux has it.
 pub fn in_clone(context: &Context, dir: &str, path: &str) -> Option<String> {
-    let has = |p: &String| context.root.size(p).is_some_and(|size| size > 0);
-    let below = Path::new(dir).join(path.trim_start_matches('/')).to_string_lossy().into_owned();
-    // Paths of extlinux may begin at the menu itself.
-    Some(below).filter(has).or_else(|| grub_cfg::in_clone(&context.root, path))
+    let mount = boot_paths::mount_of(context, dir);
+    if !path.starts_with('/') {
+        return boot_paths::there(context, &format!("{dir}/{path}"), mount);
+    }
+    let mut volumes = context.volumes.iter();
+    let volume = volumes.find(|v| v.mount.as_ref().is_some_and(|m| m.path == mount))?;
+    // Who reads entries on a btrfs begins at its top or at its default subvolume.
+    let both = [false, true].into_iter();
+    let found = both.filter_map(|default| boot_paths::on_volume(context, volume, path, default)).next();
+    // Which subvolume such paths begin at, loaders do not agree on.
+    found.or_else(|| {
+        boot_paths::there(context, &format!("{mount}/{path}"), mount).filter(|_| volume.subvolume.is_some())
+    })
+}
+
+/// The text of an entry of the Boot Loader Specification in `dir` with its files named as they are found on this node, where
+/// `/boot` was cut off the root file system or joined to it; none when nothing changes.
+pub fn relocated(context: &Context, dir: &str, text: &str) -> Option<String> {
+    let mut new = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let key = line.split_ascii_whitespace().next().unwrap_or_default();
+        let names_files = ["linux", "efi", "initrd", "devicetree"].contains(&key);
+        let mut line = line.to_owned();
+        for path in
+            line.clone().split_ascii_whitespace().skip(1).filter(|w| names_files && w.starts_with('/'))
+        {
+            if in_clone(context, dir, path).is_none() {
+                let ways = [Some(format!("/boot{path}")), path.strip_prefix("/boot").map(str::to_owned)];
+                let right = ways.into_iter().flatten().find(|way| in_clone(context, dir, way).is_some());
+                if let Some(right) = right {
+                    line = line.replace(path, &right);
+                }
+            }
+        }
+        new.push_str(&line);
+    }
+    (new != text).then_some(new)
 }
 
 /// What is wrong with an entry: the files that are not there, and the devices that are not this node's.
@@ -119,7 +153,9 @@ pub fn problems(context: &Context, file: &str, dir: &str, entry: &BootEntry) -> 
     let mut problems = Vec::new();
     for path in entry.kernel.iter().chain(&entry.initrds) {
         if in_clone(context, dir, path).is_none() {
-            problems.push(format!("{file} boots {path}, which does not exist or is empty"));
+            problems.push(format!(
+                "{file} boots {path}, which does not exist or is empty, or is not on the file system of the entry"
+            ));
         }
     }
     for (key, spec) in grub_cfg::command_line_names(&entry.options) {
@@ -174,11 +210,16 @@ mod tests {
             .file("/boot/efi/u", "u");
         let context = lab.context();
         let good = BootEntry {
-            kernel: Some("/vmlinuz-linux".into()),
+            kernel: Some("/boot/vmlinuz-linux".into()),
             options: format!("root=UUID={ROOT_UUID}"),
             ..BootEntry::default()
         };
         assert_eq!(problems(&context, "e", "/boot", &good), [""; 0]);
+        // No loader of an ESP reads the root file system, nor the other way round.
+        assert_eq!(problems(&context, "e", "/boot/efi", &good).len(), 1);
+        let on_esp = BootEntry { kernel: Some("/u".into()), ..good.clone() };
+        assert_eq!(problems(&context, "e", "/boot/efi", &on_esp), [""; 0]);
+        assert_eq!(problems(&context, "e", "/boot", &on_esp).len(), 1);
         let relative = BootEntry { kernel: Some("../vmlinuz-linux".into()), ..BootEntry::default() };
         assert_eq!(problems(&context, "e", "/boot/extlinux", &relative), [""; 0]);
         let bad = BootEntry { initrds: vec!["/none".into()], options: "root=UUID=dead".into(), ..good };
@@ -191,10 +232,27 @@ mod tests {
         assert_eq!(extlinux_files(&context), ["/boot/extlinux/extlinux.conf"]);
     }
 
+    #[test]
+    fn files_are_named_from_the_top_of_the_file_system_that_holds_them() {
+        let mut lab = Lab::new();
+        lab.file("/boot/k", "k").file("/boot/i", "i").file("/boot/dtb/a.dtb", "d");
+        let together = "title k\nlinux /boot/k\ninitrd /boot/i $tuned_initrd\ndevicetree /boot/dtb/a.dtb\noptions x=/k\n";
+        let apart = "title k\nlinux /k\ninitrd /i $tuned_initrd\ndevicetree /dtb/a.dtb\noptions x=/k\n";
+        assert_eq!(relocated(&lab.context(), "/boot", apart).unwrap(), together);
+        assert_eq!(relocated(&lab.context(), "/boot", together), None);
+        let mut boot = lab.volumes[2].clone();
+        boot.mount = Some(ka_layout::model::Mount { path: "/boot".into(), options: None });
+        lab.volumes.push(boot);
+        assert_eq!(relocated(&lab.context(), "/boot", together).unwrap(), apart);
+        assert_eq!(relocated(&lab.context(), "/boot", apart), None);
+        assert_eq!(relocated(&lab.context(), "/boot", "linux /none\n"), None);
+    }
+
     proptest! {
         #[test]
         fn no_text_breaks_the_readers(text in "(label |linux |initrd |append |options |\\.c32|,|=|\\$|\n|\t|é|[ -~]){0,60}") {
             let _ = parse_bls(&text);
+            let _ = relocated(&Lab::new().context(), "/boot", &text);
             prop_assert!(parse_extlinux(&text).iter().all(|e| e.kernel.is_some()));
         }
     }

@@ -112,16 +112,12 @@ fn menu_is_stale(context: &Context) -> Result<Option<String>> {
     if found.kernels.is_empty() && !has_entries {
         return Ok(Some("it boots no kernel".into()));
     }
-    if let Some(kernel) = grub_cfg::outside_subvolume(context, &found) {
-        return Ok(Some(format!("{kernel} is not how GRUB finds it in this node's subvolume")));
-    }
     let lost = grub_cfg::unresolved(context, &found);
     if let Some(line) = lost.first() {
         return Ok(Some(format!("it names what is not on this node: {line}")));
     }
-    let files = found.kernels.iter().chain(&found.initrds);
-    let missing = files.into_iter().find(|path| grub_cfg::in_clone(&context.root, path).is_none());
-    Ok(missing.map(|path| format!("{path} does not exist")))
+    let missing = grub_cfg::missing(context, &found).into_iter().next();
+    Ok(missing.map(|path| format!("GRUB would not find {path} on this node")))
 }
 
 /// Puts it on the disk that holds `/boot`.
@@ -290,7 +286,7 @@ mod tests {
             "search --no-floppy --fs-uuid --set=root {ROOT_UUID}\nlinux /boot/k root=UUID={ROOT_UUID}\ninitrd /boot/i\n"
         );
         lab.file("/boot/grub/grub.cfg", &cfg);
-        assert_eq!(stale().unwrap(), "/boot/k does not exist");
+        assert_eq!(stale().unwrap(), "GRUB would not find /boot/k on this node");
         lab.file("/boot/k", "k").file("/boot/i", "i");
         assert_eq!(stale(), None);
         lab.file("/boot/grub/grub.cfg", &cfg.replace("root=UUID=", "root=UUID=dead"));

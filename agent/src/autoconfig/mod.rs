@@ -4,6 +4,7 @@
 //! without which no installation is a success.
 
 mod boot_entries;
+mod boot_paths;
 mod chroot;
 mod clock;
 mod connections;

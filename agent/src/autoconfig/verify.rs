@@ -192,9 +192,10 @@ fn menu(context: &Context, loader: &Loader) -> Result<Vec<String>> {
     if found.kernels.is_empty() && !has_entries {
         problems.push(format!("{path} boots no kernel"));
     }
-    let files = found.kernels.iter().chain(&found.initrds);
-    let missing = files.filter(|f| grub_cfg::in_clone(root, f).is_none());
-    problems.extend(missing.map(|f| format!("{path} boots {f}, which does not exist or is empty")));
+    let missing = grub_cfg::missing(context, &found).into_iter();
+    problems.extend(missing.map(|f| {
+        format!("{path} boots {f}, which does not exist or is empty, or is not on the file system where GRUB looks for it")
+    }));
     problems.dedup();
     Ok(problems)
 }
@@ -273,6 +274,9 @@ fn uefi_loader(context: &Context, loader: &Loader) -> Result<Vec<String>> {
         // The stub by which a signed GRUB finds its menu.
         if let Some(text) = root.read_text(&stub)? {
             let lost = grub_cfg::unresolved(context, &grub_cfg::parse(&text));
+            if lost.is_empty() && grub_cfg::retarget(context, &text) != text {
+                problems.push(format!("{stub} does not lead to the menu of this node"));
+            }
             problems.extend(lost.into_iter().map(|l| format!("{stub} names what is not on this node: {l}")));
         }
     }
@@ -337,6 +341,11 @@ mod tests {
             ("/boot/i", "", "boots /boot/i, which does not exist or is empty"),
             ("/boot/efi/EFI/BOOT/BOOTX64.EFI", "", "EFI/BOOT/BOOTX64.EFI is no UEFI program"),
             ("/boot/efi/EFI/debian/grub.cfg", "search.fs_uuid dead root\n", "names what is not on this node"),
+            (
+                "/boot/efi/EFI/debian/grub.cfg",
+                &format!("search.fs_uuid {ROOT_UUID} root\nset prefix=($root)'/grub'\n"),
+                "does not lead to the menu of this node",
+            ),
         ];
         for (path, content, wanted) in cases {
             let lab = good();
@@ -396,10 +405,9 @@ mod tests {
         std::fs::remove_file(lab.target.join("boot/grub/grub.cfg")).unwrap();
         lab.file("/boot/efi/EFI/systemd/systemd-bootx64.efi", "MZ");
         assert!(problem(&lab).contains("systemd-boot has no boot entry"));
-        lab.file(
-            "/boot/efi/loader/entries/a.conf",
-            &format!("linux /boot/k\noptions root=UUID={ROOT_UUID}\n"),
-        );
+        lab.file("/boot/efi/loader/entries/a.conf", &format!("linux /k\noptions root=UUID={ROOT_UUID}\n"));
+        assert!(problem(&lab).contains("is not on the file system of the entry"));
+        lab.file("/boot/efi/k", "k");
         verify(&lab.context()).unwrap();
         lab.file("/boot/efi/EFI/systemd/systemd-bootx64.efi", "");
         assert!(problem(&lab).contains("EFI/systemd/systemd-bootx64.efi is no UEFI program"));

@@ -170,6 +170,10 @@ fn make_one(made: &mut Assembled, volumes: &[VolumePlan], volume: &VolumePlan, k
     Ok(())
 }
 
+/// Arrays from this size get a record of what is being written, so that a power cut does not mean to read both disks whole:
+/// older mdadm adds one by itself from here on, newer asks.
+const BITMAP_FROM: u64 = 100 << 30;
+
 fn make_raid(
     volume: &VolumePlan,
     name: &str,
@@ -189,6 +193,9 @@ fn make_raid(
         vec!["--create", &node, "--run", "--level=1", "--raid-devices", &count, "--metadata", metadata];
     // Found under the same name on whatever host it is.
     words.extend(["--homehost=any", "--name", name, "--uuid", uuid, "--size", &size]);
+    if volume.bytes >= BITMAP_FROM {
+        words.push("--bitmap=internal");
+    }
     words.extend(members);
     run("mdadm", &words, &[])?;
     Ok(device)

@@ -2,8 +2,7 @@
 //! hooks.
 
 use super::command::DeployArgs;
-use super::{expected, fstab};
-use crate::trust::key_file;
+use super::{expected, fstab, withheld};
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
 use ka_layout::model::Layout;
@@ -156,14 +155,8 @@ fn pack_options(args: &DeployArgs, root: &Path, mounts: &[String]) -> Result<Pac
     let mut excludes = ka_archive::default_excludes(&sent);
     if root == Path::new("/") {
         excludes.extend(ka_archive::active_swap_files().context("reading /proc/swaps")?);
-        // A clone that holds the server's key could pose as the server.
-        excludes.push(format!("{}/{}", key_file::FOLDER, key_file::SECRET));
-        excludes.push(format!("{}/*", args.luks_keys.display()));
-        excludes.extend(args.key_file.iter().map(|path| path.display().to_string()));
-        for own in [&args.log_dir, args.state.parent().unwrap_or(&args.state), &args.boot_dir] {
-            excludes.push(format!("{}/*", own.display()));
-        }
     }
+    excludes.extend(withheld::patterns(args, root)?);
     excludes.extend(args.exclude.iter().cloned());
     Ok(PackOptions {
         root: root.to_path_buf(),

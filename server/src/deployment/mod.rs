@@ -17,6 +17,7 @@ mod policy;
 mod pxe;
 pub mod source;
 pub mod state;
+mod withheld;
 
 use crate::nodes::{Identity, Mac, Nodes};
 use crate::trust::commands::state_folder;

@@ -60,15 +60,17 @@ pub struct Guest {
     suite: &'static str,
     /// Packages beyond those of every guest.
     packages: &'static str,
+    /// Whether it has GRUB's menu already, as a machine has that booted by itself.
+    menu: bool,
 }
 
 /// The golden machine of the demonstration and of most tests.
-pub const PLAIN: Guest = Guest { name: "Debian 12", suite: "bookworm", packages: "" };
+pub const PLAIN: Guest = Guest { name: "Debian 12", suite: "bookworm", packages: "", menu: false };
 const STORAGE: &str = "lvm2 mdadm cryptsetup cryptsetup-initramfs";
 /// One that can live on LVM, arrays and encrypted volumes.
 pub const DEBIAN_12: Guest = Guest { packages: STORAGE, ..PLAIN };
 /// See [`DEBIAN_12`].
-pub const DEBIAN_13: Guest = Guest { name: "Debian 13", suite: "trixie", packages: STORAGE };
+pub const DEBIAN_13: Guest = Guest { name: "Debian 13", suite: "trixie", packages: STORAGE, menu: true };
 
 /// A golden tree on this machine.
 #[derive(Debug, Clone)]
@@ -134,6 +136,7 @@ fn make(guest: &Guest, tree: &Path, log: &Path) -> Result<()> {
             .arg(&mirror)
             .env("KA_SUITE", guest.suite)
             .env("KA_PACKAGES", guest.packages)
+            .env("KA_MENU", menu_word(guest))
             .env("KA_ROOT_UUID", ROOT_UUID)
             .env("KA_ESP_UUID", ESP_UUID)
             .env("KA_SWAP_UUID", SWAP_UUID)
@@ -160,11 +163,17 @@ fn kernel_of(tree: &Path) -> Result<String> {
     }
 }
 
+fn menu_word(guest: &Guest) -> &'static str {
+    if guest.menu { "yes" } else { "no" }
+}
+
 /// FNV-1a: the same from one Rust to the next, which the standard library's hasher does not promise.
 fn recipe_hash(guest: &Guest) -> u64 {
-    let parts = [RECIPE, guest.suite, guest.packages, HOSTNAME, PASSWORD, ROOT_UUID, SWAP_UUID, ESP_UUID];
+    let parts = [RECIPE, guest.suite, guest.packages, menu_word(guest), HOSTNAME, PASSWORD];
     parts
         .iter()
+        .iter()
+        .chain(&[ROOT_UUID, SWAP_UUID, ESP_UUID])
         .flat_map(|part| part.bytes())
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

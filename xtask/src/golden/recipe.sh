@@ -1,7 +1,7 @@
 # Makes the lab's golden machine: a Debian tree with a generic kernel, both kinds of GRUB, and some files that are hard
 # to copy. Runs in mount and PID namespaces of its own, so that nothing is left behind when it is killed.
 # $1: the folder to fill (empty)   $2: address of the Debian archive
-# Environment: KA_SUITE KA_PACKAGES KA_ROOT_UUID KA_ESP_UUID KA_SWAP_UUID KA_PASSWORD KA_HOSTNAME
+# Environment: KA_SUITE KA_PACKAGES KA_MENU (yes, no) KA_ROOT_UUID KA_ESP_UUID KA_SWAP_UUID KA_PASSWORD KA_HOSTNAME
 set -euo pipefail
 tree=$1
 mirror=$2
@@ -40,7 +40,8 @@ X
 # A BIOS reads an IDE disk word by word, which takes minutes for Debian's usual 30 MB when it is emulated: the initramfs
 # holds the disk drivers of the lab's machines and no more.
 mkdir -p "$tree/etc/initramfs-tools/conf.d" "$tree/usr/share/initramfs-tools/modules.d"
-echo MODULES=list > "$tree/etc/initramfs-tools/conf.d/lab"
+# And one that is built anew on an emulated machine is compressed quickly.
+printf 'MODULES=list\nCOMPRESSLEVEL=1\n' > "$tree/etc/initramfs-tools/conf.d/lab"
 printf '%s\n' ext4 xfs btrfs crc32c_generic ata_piix ata_generic ahci nvme virtio_pci virtio_blk virtio_scsi sd_mod \
   > "$tree/usr/share/initramfs-tools/modules.d/lab"
 printf '#!/bin/sh\nexit 101\n' > "$tree/usr/sbin/policy-rc.d"
@@ -93,6 +94,27 @@ printf '[Manager]\nDefaultTimeoutStartSec=10min\nDefaultDeviceTimeoutSec=10min\n
 in_tree systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer dpkg-db-backup.timer
 # A golden machine has lived: it has an identity, which no clone may keep.
 in_tree systemd-machine-id-setup
+
+if [ "$KA_MENU" = yes ]; then
+  # As update-grub writes it, which needs the disks of a real machine.
+  kernel=$(basename "$tree"/usr/lib/modules/*)
+  cat > "$tree/boot/grub/grub.cfg" <<X
+insmod part_msdos
+insmod part_gpt
+insmod ext2
+search --no-floppy --fs-uuid --set=root $KA_ROOT_UUID
+serial
+terminal_input console serial
+terminal_output console serial
+set timeout=1
+menuentry 'Debian GNU/Linux' --class debian --class gnu-linux --class gnu --class os {
+	insmod gzio
+	search --no-floppy --fs-uuid --set=root $KA_ROOT_UUID
+	linux	/boot/vmlinuz-$kernel root=UUID=$KA_ROOT_UUID ro console=ttyS0 loglevel=5 mitigations=off tsc=reliable
+	initrd	/boot/initrd.img-$kernel
+}
+X
+fi
 
 echo "## hard cases"
 hard=$tree/srv/hard-cases
