@@ -2,6 +2,7 @@
 //! holds the manifest.
 
 use super::rows::{Layout, Row};
+use super::shape;
 use crate::binaries::Binaries;
 use crate::golden::{self, Golden};
 use crate::lab::net::Net;
@@ -61,11 +62,11 @@ pub struct Seen {
     pub wrong: Vec<String>,
 }
 
-/// Runs a row; `capture`: the next one wants this clone's layout.
+/// Runs a row.
 ///
 /// # Errors
 /// When the clone does not come to its login, or cannot be asked.
-pub fn live(row: &Row, setting: &Setting<'_>, capture: bool) -> Result<Seen> {
+pub fn live(row: &Row, setting: &Setting<'_>) -> Result<Seen> {
     let Setting { binaries, golden, boot_dir, accel, dir, board, disks, captured } = setting;
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let net = Net::new(true)?;
@@ -118,7 +119,12 @@ pub fn live(row: &Row, setting: &Setting<'_>, capture: bool) -> Result<Seen> {
     for (command, wanted) in row.checks {
         note(ask(&mut vm, command, wanted));
     }
-    let captured = if capture { Some(capture_layout(&mut vm, dir)?) } else { None };
+    let captured = capture_layout(&mut vm, dir);
+    if let (Ok(path), Layout::File(made)) = (&captured, row.layout) {
+        let read = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()));
+        note(read.and_then(|text| shape::compare(made, &text)));
+    }
+    let captured = captured.map_err(|e| note(Err(e))).ok();
     node::power_off(&mut vm)?;
     match server.wait(Duration::from_secs(60))? {
         0 => Ok(Seen { installed, login, verified, captured, wrong }),

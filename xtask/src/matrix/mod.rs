@@ -5,6 +5,7 @@
 mod life;
 mod report;
 mod rows;
+mod shape;
 
 use crate::bench::facts;
 use crate::binaries::{self, Binaries};
@@ -190,13 +191,7 @@ impl Run<'_> {
             let result = match (&disks, interrupt::check()) {
                 (_, Err(e)) => Err(e),
                 (Err(e), _) => Err(anyhow::anyhow!("{e:#}")),
-                (Ok(disks), Ok(())) => self.row(
-                    series,
-                    row,
-                    disks,
-                    captured.as_deref(),
-                    next.is_some_and(|n| n.layout == Layout::Captured),
-                ),
+                (Ok(disks), Ok(())) => self.row(series, row, disks, captured.as_deref()),
             };
             // What booted has left its disks to the next row, whatever else was wrong.
             let result = match result {
@@ -226,14 +221,7 @@ impl Run<'_> {
         outcomes
     }
 
-    fn row(
-        &self,
-        series: &Series,
-        row: &Row,
-        disks: &[PathBuf],
-        captured: Option<&Path>,
-        capture: bool,
-    ) -> Result<Seen> {
+    fn row(&self, series: &Series, row: &Row, disks: &[PathBuf], captured: Option<&Path>) -> Result<Seen> {
         let prepared =
             self.guests.iter().find(|p| p.guest == row.guest).context("its golden machine was not made")?;
         let dir = self.dir.join(row.name);
@@ -248,7 +236,7 @@ impl Run<'_> {
             disks,
             captured,
         };
-        life::live(row, &setting, capture)
+        life::live(row, &setting)
     }
 }
 
