@@ -224,6 +224,7 @@ impl Reader {
         let fd = match open_file(found.parent.as_fd(), self.name.of(path)) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(Outcome::Vanished),
+            Err(e) if ours(e) => return Err(fail("opening", path, e)),
             Err(e) => return Ok(Outcome::Unreadable(fail("opening", path, e))),
         };
         let stat = stat_file(fd.as_fd(), path)?;
@@ -422,6 +423,11 @@ fn changed(fd: BorrowedFd<'_>, before: &Statx, path: &[u8]) -> Result<bool, Pack
     let after = stat_file(fd, path)?;
     let facts = |stat: &Statx| (stat.stx_size, stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
     Ok(facts(&after) != facts(before))
+}
+
+/// Whether this process or machine is at its limits, which says nothing of the thing that was to be opened.
+pub(crate) fn ours(errno: Errno) -> bool {
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno)
 }
 
 pub(crate) fn fail(operation: &'static str, path: &[u8], errno: Errno) -> PackError {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::exclude::{Excludes, Verdict};
 use crate::pack::{PackError, PackOptions};
+use crate::reader::ours;
 use crate::shown;
 
 /// Directories above the current one that stay open; those further up are opened again on the way back.
@@ -247,6 +248,7 @@ impl Walker {
                 Ok(Some((fd, stat))) => (fd, stat),
                 Ok(None) => continue,
                 Err(Errno::NOENT) => return Ok(Some(Event::Vanished(&self.path))),
+                Err(e) if ours(e) => return Err(self.error("opening", e)),
                 Err(e) => return Ok(Some(Event::Unreadable(&self.path, "opening", e))),
             };
             if listed.is_some() {
@@ -254,6 +256,9 @@ impl Walker {
             }
             let mount = listed.unwrap_or(parent_index);
             if let Err(e) = self.push(Arc::new(fd), &stat, mount) {
+                if ours(e) {
+                    return Err(self.error("listing", e));
+                }
                 return Ok(Some(Event::Unreadable(&self.path, "listing", e)));
             }
             let fd = match &self.shallow {

@@ -30,6 +30,8 @@ const MOST: usize = 4;
 /// Bytes and files after which a batch is handed over.
 const BYTES: usize = 256 << 10;
 const FILES: usize = 64;
+/// Directories after which it is, too: each is held open.
+const FOLDERS: usize = 16;
 /// Batches that wait for a thread.
 const WAITING: usize = 2;
 /// A buffer that grew beyond this many bytes is not used again.
@@ -54,6 +56,8 @@ pub(crate) struct File {
 struct Batch {
     bytes: Vec<u8>,
     files: Vec<(File, Range<usize>, Range<usize>)>,
+    /// How many directories they are in, at most.
+    folders: usize,
 }
 
 #[derive(Default)]
@@ -94,6 +98,7 @@ impl Shared {
             }
             batch.files.clear();
             batch.bytes.clear();
+            batch.folders = 0;
             let mut state = self.lock();
             state.done += 1;
             if batch.bytes.capacity() <= KEPT {
@@ -241,8 +246,10 @@ impl<'a> Writers<'a> {
         batch.bytes.push(0);
         let middle = batch.bytes.len();
         content(&mut batch.bytes)?;
+        let same = batch.files.last().is_some_and(|(last, ..)| Arc::ptr_eq(&last.parent, &file.parent));
+        batch.folders += usize::from(!same);
         batch.files.push((file, start..middle, middle..batch.bytes.len()));
-        if batch.files.len() >= FILES || batch.bytes.len() >= BYTES {
+        if batch.files.len() >= FILES || batch.bytes.len() >= BYTES || batch.folders >= FOLDERS {
             self.send(thread);
         }
         Ok(())
