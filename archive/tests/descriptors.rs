@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,16 +28,6 @@ impl Observer for Slow {
         if !path.is_empty() && std::mem::take(&mut self.0) {
             std::thread::sleep(Duration::from_secs(2));
         }
-    }
-}
-
-/// A stream that comes in pieces of 3 KiB, so that it cannot be read ahead of who takes it.
-struct Pieces<'s>(&'s [u8]);
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let room = out.len().min(3 << 10);
-        self.0.read(&mut out[..room])
     }
 }
 
@@ -82,8 +71,10 @@ fn few_files_are_open_at_once() {
     }
     let to = trees.path().join("to");
     fs::create_dir(&to).unwrap();
-    let summary =
-        unpack(Pieces(&stream), &UnpackOptions { root: to, sync: false }, &mut ()).unwrap();
+    // Four threads at most, with four batches each.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    limit(open_files() + 50 + 64 * threads as u64);
+    let summary = unpack(&stream[..], &UnpackOptions { root: to, sync: false }, &mut ()).unwrap();
     assert_eq!(summary.files, 2500);
     // That too many are open is never the tree's fault.
     limit(open_files() + 20);
