@@ -126,6 +126,7 @@ impl Shared {
         let fd = create(&file.parent, name, plain, file.mode)?;
         // Some can be given to an empty file only.
         place.attributes(fd.as_fd(), file.attributes)?;
+        place.properties(fd.as_fd(), &file.xattrs)?;
         write_all(&fd, content).map_err(|e| place.fail("writing", e))?;
         let File { uid, gid, mode, mtime, .. } = *file;
         place.file_metadata(&fd, &Metadata { uid, gid, mode, mtime, xattrs: &file.xattrs })
