@@ -447,6 +447,10 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             Ok(()) => self.summary.hard_links += 1,
             Err(e) if e == Errno::XDEV || parent.kind.cannot_hold(Feature::HardLink, e) => {
                 self.copy(&from, &from_name, parent, name, path)?;
+                if let Some(last) = self.last.get(&link) {
+                    let last = Last { number: self.number, properties: Xattrs::new(), ..*last };
+                    self.last.insert(path.to_vec(), last);
+                }
                 self.summary.copied_links.add(|| shown(path));
                 self.summary.files += 1;
             }
@@ -484,7 +488,12 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         let copy = self.create(parent, name, path, stat.st_mode & 0o7777)?;
         let xattrs = xattr::read_all(Object::Open(source.as_fd()), &mut Vec::new())
             .map_err(|e| fail("reading the extended attributes of", e))?;
-        self.place(parent.kind, path).properties(copy.as_fd(), &xattrs)?;
+        // Without what seals the file, which it gets at the end.
+        let attributes =
+            Attributes::read(source.as_fd()).map_err(|e| fail("reading the flags to copy to", e))?;
+        let place = self.place(parent.kind, path);
+        place.attributes(copy.as_fd(), attributes)?;
+        place.properties(copy.as_fd(), &xattrs)?;
         ftruncate(&copy, size).map_err(|e| fail("setting the size of", e))?;
         let mut buffer = vec![0; 256 << 10];
         for (offset, length) in regions {
@@ -508,7 +517,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             xattrs: &xattrs,
         };
-        self.place(parent.kind, path).file_metadata(&copy, &meta)
+        place.file_metadata(&copy, &meta)
     }
 
     /// Has all that other threads were given done; to be called before any error is told, which one of theirs may precede.

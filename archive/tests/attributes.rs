@@ -300,6 +300,38 @@ fn acls_go_to_and_from_xfs_as_acls_alone() {
     }
 }
 
+/// A layout may put the names of a file on different file systems.
+#[test]
+fn a_hard_link_that_becomes_a_copy_keeps_flags_and_project() {
+    let directory = tempfile::tempdir().unwrap();
+    let [golden, clone, other] =
+        ["golden", "clone", "other"].map(|name| Mount::new(directory.path(), name, &XFS));
+    let root = golden.root();
+    fs::create_dir_all(root.join("mnt")).unwrap();
+    for (name, words) in [("sealed", &["+id"][..]), ("plain", &["+dA"]), ("grows", &["+a"])] {
+        let file = root.join(name);
+        fs::write(&file, vec![7; 200_000]).unwrap();
+        fs::hard_link(&file, root.join("mnt").join(name)).unwrap();
+        chattr(&["-p", "42"], &file);
+        chattr(words, &file);
+    }
+    let stream = packed(&root);
+    fs::create_dir_all(clone.root().join("mnt")).unwrap();
+    let at = clone.root().join("mnt");
+    run(Command::new("mount").arg("--bind").arg(&other.0).arg(&at)).unwrap();
+    let options = UnpackOptions { root: clone.root(), sync: true };
+    let summary = unpack(&stream[..], &options, &mut ());
+    let found = attributes(&clone.root());
+    run(Command::new("umount").arg(&at)).unwrap();
+    // The walk comes to `grows` first and to `plain` and `sealed` under `mnt`, so that copies go both ways.
+    assert_eq!(summary.unwrap().copied_links.total, 3);
+    let wanted: Vec<String> =
+        attributes(&root).into_iter().filter(|line| !line.starts_with("./mnt project")).collect();
+    assert!(wanted.contains(&"./sealed project 42 flags id".to_owned()), "{wanted:?}");
+    let found: Vec<String> = found.into_iter().filter(|line| !line.starts_with("./mnt project")).collect();
+    assert_eq!(difference(&wanted, &found), [""; 0]);
+}
+
 /// What has a property of btrfs, with its value.
 fn properties(root: &Path) -> Vec<String> {
     let found =
