@@ -132,7 +132,7 @@ impl Walker {
                 Err(e) => return Err(e),
             }
         }
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        in_order(&mut names);
         self.stack.push(Level {
             fd: Some(fd),
             names,
@@ -325,6 +325,12 @@ impl Walker {
     }
 }
 
+/// Puts names in order, the last one first. A name that was replaced while they were read may be among them twice.
+fn in_order(names: &mut Vec<CString>) {
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    names.dedup();
+}
+
 fn wanted() -> StatxFlags {
     StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
 }
@@ -356,4 +362,17 @@ fn mount_id(stat: &Statx) -> u64 {
 fn mount_id_of(fd: &OwnedFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    #[test]
+    fn a_name_that_is_listed_twice_is_walked_once() {
+        let mut names = [c"b", c"a", c"ab", c"a", c"b", c"a"].map(CStr::to_owned).to_vec();
+        in_order(&mut names);
+        assert_eq!(names, [c"b", c"ab", c"a"].map(CStr::to_owned));
+    }
 }
