@@ -65,6 +65,8 @@ pub(crate) struct Walker {
     /// Mount paths without slashes at their ends; the first is the root.
     mounts: Vec<Vec<u8>>,
     unseen: BTreeSet<Vec<u8>>,
+    /// Those of them that lie in directories whose content is left out.
+    pub(crate) hidden: Vec<Vec<u8>>,
     stack: Vec<Level>,
     started: bool,
     path: Vec<u8>,
@@ -91,6 +93,7 @@ impl Walker {
             excludes,
             unseen: mounts[1..].iter().cloned().collect(),
             mounts,
+            hidden: Vec::new(),
             stack: Vec::new(),
             started: false,
             path: Vec::new(),
@@ -111,9 +114,18 @@ impl Walker {
         statx(fd, c"", AtFlags::EMPTY_PATH, wanted()).map_err(|e| self.error("looking at", e))
     }
 
+    /// The content of the directory at hand is left out, and so are the mounts in it.
+    fn hide(&mut self) {
+        let start = if self.path.is_empty() { Vec::new() } else { [&self.path[..], b"/"].concat() };
+        let below = |mount: &Vec<u8>| mount.starts_with(&start);
+        self.hidden.extend(self.unseen.iter().filter(|mount| below(mount)).cloned());
+        self.unseen.retain(|mount| !below(mount));
+    }
+
     /// Makes `fd` the current directory, unless the excludes keep its content out.
     fn push(&mut self, fd: Arc<OwnedFd>, stat: &Statx, mount: usize) -> Result<(), Errno> {
         if self.excludes.verdict(&self.path, true) == Verdict::Empty {
+            self.hide();
             self.shallow = Some(fd);
             return Ok(());
         }
@@ -234,6 +246,9 @@ impl Walker {
             let listed = self.mounts.iter().position(|m| *m == self.path);
             let other = mount_id(&stat) != parent_mount;
             if !directory || (other && listed.is_none()) {
+                if directory && self.excludes.verdict(&self.path, true) == Verdict::Empty {
+                    self.hide();
+                }
                 return Ok(Some(Event::Entry(Item {
                     path: &self.path,
                     parent: self.fd(level)?,

@@ -214,6 +214,20 @@ fn mounts_are_sent_when_listed_and_empty_when_not() {
     let used = ka_archive::measure(&some).unwrap();
     assert_eq!((used["/under"].inodes, used["/"].inodes), (3, 3));
 
+    // What lies in something that is left out is not looked for.
+    for (exclude, above) in
+        [("/under/*", "/under"), ("/under", "/under"), ("/*", "/under"), ("/under/*", "/")]
+    {
+        let mounts = Some(vec!["/".into(), above.into(), "/under/nested".into()]);
+        let some = PackOptions { mounts, excludes: vec![exclude.into()], ..options(from.path()) };
+        let summary = packed(&some, &mut ()).1;
+        assert!(summary.other_mounts.first.contains(&"/under/nested".to_owned()), "{exclude} {summary:?}");
+        assert_eq!(ka_archive::measure(&some).unwrap()["/under/nested"].inodes, 0, "{exclude}");
+    }
+    let mounts = Some(vec!["/".into(), "/under2/nested".into()]);
+    let other = PackOptions { mounts, excludes: vec!["/under/*".into()], ..options(from.path()) };
+    let error = pack(&other, io::sink(), &mut ()).unwrap_err();
+    assert!(matches!(&error, PackError::MountNotFound { path } if path == "/under2/nested"), "{error}");
     some.mounts = Some(vec!["/".into(), "/under/nested".into()]);
     let error = pack(&some, io::sink(), &mut ()).unwrap_err();
     assert!(matches!(&error, PackError::MountNotFound { path } if path == "/under/nested"), "{error}");
