@@ -104,7 +104,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         } else {
             let (folder, name) = split(&path);
             let parent = self.parent(folder)?;
-            let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.stored <= SMALL;
+            let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.weight() <= SMALL;
             // What has to give way to it is known here only.
             if small && !self.writers.is_empty() && !self.target.was_directory(&path) {
                 self.hand_out(entry, parent, &path, folder, input)?;
