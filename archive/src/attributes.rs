@@ -53,8 +53,11 @@ fn sealing() -> IFlags {
 }
 
 impl Attributes {
-    /// Those of an open file or directory.
-    pub(crate) fn read(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+    /// Those of an open file or directory; none of either where the file system has no such thing.
+    ///
+    /// # Errors
+    /// What else the kernel says.
+    pub fn read(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let flags = match ioctl_getflags(fd) {
             Ok(flags) => (flags & carried()).bits(),
             Err(e) if lacks(e) => return Ok(Self::default()),
@@ -111,17 +114,22 @@ impl Attributes {
     }
 
     /// What can be set while work goes on.
-    pub(crate) fn open(self) -> Self {
+    #[must_use]
+    pub fn open(self) -> Self {
         Self { flags: (IFlags::from_bits_retain(self.flags) - sealing()).bits(), ..self }
     }
 
     /// What can be set only when nothing is to be done any more; none when there is no such thing.
-    pub(crate) fn seal(self) -> Option<Self> {
+    #[must_use]
+    pub fn seal(self) -> Option<Self> {
         IFlags::from_bits_retain(self.flags).intersects(sealing()).then_some(self)
     }
 
     /// Gives them to an open file or directory; flags that it has beside are taken from it.
-    pub(crate) fn set(self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    ///
+    /// # Errors
+    /// What the kernel says, also when it has set all but some that the file system lacks.
+    pub fn set(self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut lacking = Ok(());
         if self.project != 0
             && let Err(e) = ka_sys::fileattr::set_project(fd, self.project)

@@ -1,5 +1,6 @@
 //! What the walker finds, taken from it in batches, so that others can read it while the walk goes on. A batch is a few
-//! hundred KiB of content at most, in the order of the stream.
+//! hundred KiB of content at most, in the order of the stream, and holds at most 17 descriptors open: one for each directory
+//! that it needs, and one for a large file.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,6 +18,8 @@ pub(crate) const LARGE: u64 = 256 << 10;
 const BYTES: u64 = 256 << 10;
 /// Things after which a batch is full.
 const THINGS: usize = 64;
+/// What an open directory counts beside content: few batches are under way, and so few descriptors are open.
+const DIRECTORY: u64 = BYTES / 16;
 
 /// An inode; its birth time tells it from a later one with the same number.
 pub(crate) type LinkKey = ((u32, u32, u64), (i64, u32));
@@ -53,7 +56,10 @@ pub(crate) enum Thing {
 pub(crate) struct Batch {
     paths: Vec<u8>,
     things: Vec<(Range<usize>, Thing)>,
+    /// Of content, with what stands for open descriptors.
     bytes: u64,
+    /// The directory of the last entry.
+    last: Option<Arc<OwnedFd>>,
 }
 
 impl Batch {
@@ -70,6 +76,7 @@ impl Batch {
         self.paths.clear();
         self.things.clear();
         self.bytes = 0;
+        self.last = None;
     }
 
     /// The things with their paths (relative to the root).
@@ -87,10 +94,16 @@ impl Batch {
     pub(crate) fn take(&mut self, event: &Event<'_>, links: &mut Links) {
         match event {
             Event::Entry(item) => {
-                if file_type(&item.stat) == FileType::RegularFile && item.stat.stx_size <= LARGE {
-                    self.bytes += item.stat.stx_size;
+                if file_type(&item.stat) == FileType::RegularFile {
+                    // A large one stays open until it is written.
+                    self.bytes += item.stat.stx_size.min(LARGE);
                 }
-                self.add(item.path, Thing::Entry(found(item, links)));
+                let found = found(item, links);
+                if !self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &found.parent)) {
+                    self.bytes += DIRECTORY;
+                    self.last = Some(Arc::clone(&found.parent));
+                }
+                self.add(item.path, Thing::Entry(found));
             }
             Event::Vanished(path) => self.add(path, Thing::Vanished),
             Event::LeftOut => self.add(b"", Thing::LeftOut),

@@ -17,6 +17,10 @@ use crate::{acl, pax};
 
 /// Longest path or link target, in bytes.
 pub(crate) const MAX_PATH: usize = 64 << 10;
+/// Longest value of an extended attribute, and the most that all names of one entry take with a NUL each: the kernel's limits.
+const MAX_XATTR: usize = 64 << 10;
+/// Most that global headers may have every entry begin with, in bytes.
+const MAX_GLOBAL: usize = 64 << 10;
 
 /// What kind of thing an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +70,10 @@ struct Extended {
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
+    /// In the order of the records until they are settled.
     xattrs: Vec<(CString, Vec<u8>)>,
+    /// Bytes of their names.
+    names: usize,
     /// ACLs as text, with the xattr that each stands for; the xattr itself counts for more.
     acls: Vec<(&'static CStr, Vec<u8>)>,
     attributes: Attributes,
@@ -81,6 +88,13 @@ struct PaxSparse {
     size: Option<u64>,
     numbers: Vec<u64>,
     seen: bool,
+}
+
+impl Entry {
+    /// Bytes of its content and its extended attributes.
+    pub(crate) fn weight(&self) -> u64 {
+        self.xattrs.iter().fold(self.stored, |sum, (_, value)| sum.saturating_add(value.len() as u64))
+    }
 }
 
 pub(crate) struct Decoder<R> {
@@ -129,6 +143,10 @@ impl<R: Read> Decoder<R> {
                     let data = self.extra(parsed.size, pax::MAX_EXTENDED, "global header")?;
                     let mut global = std::mem::take(&mut self.global);
                     self.records(&data, &mut global)?;
+                    global.settle();
+                    if global.bytes() > MAX_GLOBAL {
+                        return Err(self.wrong("global headers that give all entries too much"));
+                    }
                     if global.path.is_some()
                         || global.link.is_some()
                         || global.size.is_some()
@@ -211,10 +229,11 @@ impl<R: Read> Decoder<R> {
         parsed: header::Parsed,
         mut extended: Extended,
     ) -> Result<Entry, UnpackError> {
+        extended.settle();
         for (name, text) in std::mem::take(&mut extended.acls) {
             if !text.is_empty() && !extended.xattrs.iter().any(|(known, _)| known.as_c_str() == name) {
                 let value = acl::from_text(&text).map_err(|e| self.wrong(e))?;
-                extended.xattrs.push((name.into(), value));
+                extended.xattr(name.into(), value).map_err(|e| self.wrong(e))?;
             }
         }
         let mut sparse = extended.sparse;
@@ -364,8 +383,8 @@ impl Extended {
             b"gid" => self.gid = unless_empty(number())?,
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(pax::parse_time(value).ok_or("not a time")?),
-            b"SCHILY.acl.access" => self.acls.push((ACCESS_ACL, value.to_vec())),
-            b"SCHILY.acl.default" => self.acls.push((DEFAULT_ACL, value.to_vec())),
+            b"SCHILY.acl.access" => self.acl(ACCESS_ACL, value),
+            b"SCHILY.acl.default" => self.acl(DEFAULT_ACL, value),
             b"SCHILY.fflags" => return Ok(self.attributes.take_words(value)),
             b"KA.projid" => {
                 let number = unless_empty(number())?.unwrap_or(0);
@@ -373,7 +392,7 @@ impl Extended {
             }
             b"RHT.security.selinux" => {
                 let value = [value.strip_suffix(b"\0").unwrap_or(value), b"\0"].concat();
-                self.xattr(c"security.selinux".into(), value);
+                self.xattr(c"security.selinux".into(), value)?;
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -382,7 +401,7 @@ impl Extended {
                     if name.is_empty() || name.as_bytes().len() > 255 {
                         return Err("an xattr's name of a wrong length".to_owned());
                     }
-                    self.xattr(name, value.to_vec());
+                    self.xattr(name, value.to_vec())?;
                 } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     return self.sparse.record(key, value);
                 } else {
@@ -396,11 +415,35 @@ impl Extended {
         Ok(true)
     }
 
-    fn xattr(&mut self, name: CString, value: Vec<u8>) {
-        match self.xattrs.iter_mut().find(|(n, _)| *n == name) {
-            Some(slot) => slot.1 = value,
-            None => self.xattrs.push((name, value)),
+    fn xattr(&mut self, name: CString, value: Vec<u8>) -> Result<(), String> {
+        self.names += name.as_bytes_with_nul().len();
+        if value.len() > MAX_XATTR || self.names > MAX_XATTR {
+            return Err("extended attributes larger than the kernel's".to_owned());
         }
+        self.xattrs.push((name, value));
+        Ok(())
+    }
+
+    fn acl(&mut self, name: &'static CStr, text: &[u8]) {
+        self.acls.retain(|(known, _)| *known != name);
+        self.acls.push((name, text.to_vec()));
+    }
+
+    /// Puts the attributes in order; of several with one name the last counts.
+    fn settle(&mut self) {
+        if self.xattrs.len() > 1 {
+            self.xattrs.reverse();
+            self.xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+            self.xattrs.dedup_by(|a, b| a.0 == b.0);
+            self.names = self.xattrs.iter().map(|(name, _)| name.as_bytes_with_nul().len()).sum();
+        }
+    }
+
+    /// Bytes that it holds, but for names and numbers.
+    fn bytes(&self) -> usize {
+        let xattrs: usize = self.xattrs.iter().map(|(_, value)| value.len()).sum();
+        let acls: usize = self.acls.iter().map(|(_, text)| text.len()).sum();
+        self.names + xattrs + acls
     }
 }
 

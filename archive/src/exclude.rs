@@ -1,6 +1,7 @@
 //! What is not sent: globs on the absolute path inside the root. `*` stops at a slash, `**` does not. A directory that
 //! matches is sent empty, with its own mode, owner and xattrs; a pattern that ends in `/*` or `/**` means the content of
-//! the directory only; anything else that matches is left out. A pattern without a leading slash matches at any depth.
+//! the directory only, and so does one that ends in a slash; anything else that matches is left out. A pattern without a
+//! leading slash matches at any depth.
 //! What else globs can say stands in [`crate::glob`].
 
 use std::io;
@@ -26,12 +27,18 @@ impl Excludes {
         let (mut all, mut content) = (Patterns::default(), Patterns::default());
         for (number, glob) in patterns.iter().enumerate() {
             for one in alternatives(glob)? {
-                let rooted = if one.starts_with('/') { one } else { format!("/**/{one}") };
-                match rooted.strip_suffix("/**").or_else(|| rooted.strip_suffix("/*")) {
+                let rooted = if one.is_empty() || one.starts_with('/') { one } else { format!("/**/{one}") };
+                let plain = rooted.trim_end_matches('/');
+                let directory = if plain.len() < rooted.len() {
+                    Some(plain)
+                } else {
+                    plain.strip_suffix("/**").or_else(|| plain.strip_suffix("/*"))
+                };
+                match directory {
                     // The content of the root itself.
                     Some("") => content.add(number, "/")?,
                     Some(directory) => content.add(number, directory)?,
-                    None => all.add(number, &rooted)?,
+                    None => all.add(number, plain)?,
                 }
             }
         }
@@ -134,7 +141,9 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let patterns = ["/tmp/*", "/cache", "/a/*.log", "*.bak", "/deep/**", "/x/**/y"].map(str::to_owned);
+        let patterns =
+            ["/tmp/*", "/cache", "/a/*.log", "*.bak", "/deep/**", "/x/**/y", "/usr/", "old///", "/opt/*/"]
+                .map(str::to_owned);
         let excludes = Excludes::new(&patterns).unwrap();
         for (path, directory, verdict) in [
             ("tmp", true, Verdict::Empty),
@@ -149,13 +158,22 @@ mod tests {
             ("e.bak", false, Verdict::LeaveOut),
             ("deep", true, Verdict::Empty),
             ("x/1/2/y", false, Verdict::LeaveOut),
+            ("usr", true, Verdict::Empty),
+            ("usr", false, Verdict::Keep),
+            ("srv/old", true, Verdict::Empty),
+            ("srv/old", false, Verdict::Keep),
+            ("opt", true, Verdict::Keep),
+            ("opt/a", true, Verdict::Empty),
+            ("opt/a", false, Verdict::Keep),
             ("", true, Verdict::Keep),
         ] {
             assert_eq!(excludes.verdict(path.as_bytes(), directory), verdict, "{path}");
         }
         let odd = Excludes::new(&["/od\u{64}*".to_owned()]).unwrap();
         assert_eq!(odd.verdict(b"odd\xff\xfe", false), Verdict::LeaveOut);
-        assert!(Excludes::new(&["/a[".to_owned()]).is_err());
+        for wrong in ["/a[", "", "/a//b", "/a/../b", "./a"] {
+            assert!(Excludes::new(&[wrong.to_owned()]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

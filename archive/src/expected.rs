@@ -104,12 +104,14 @@ impl Expectations {
         let (mut paths, mut parents) = (Patterns::default(), Patterns::default());
         for (number, expected) in list.iter().enumerate() {
             for one in alternatives(&expected.glob)? {
-                paths.add(number, &one)?;
+                // One at the end only says that it is a directory.
+                let one = if one == "/" { &one } else { one.trim_end_matches('/') };
+                paths.add(number, one)?;
                 // Without a slash at its start, every directory would be one.
-                let Some(parent) = parent(&one)? else { continue };
+                let Some(parent) = parent(one)? else { continue };
                 parents.add(number, parent)?;
                 if one.ends_with("/**") {
-                    parents.add(number, &one)?;
+                    parents.add(number, one)?;
                 }
             }
         }
@@ -185,6 +187,7 @@ mod tests {
             Expected::new("content", "/opt/{a,b/c}.{x,y}", "both"),
             Expected::new("content", "/odd[{]/{a,{b,c}}", "nested"),
             Expected::new("content", "/key{,.pub}", "keys"),
+            Expected::new("all", "/site/", "site"),
             Expected::new("missing", "/etc/ssh/*_key{,.pub}", "keys"),
         ];
         let expectations = Expectations::new(list).unwrap();
@@ -218,6 +221,8 @@ mod tests {
             ("key", What::Content, false, Some("keys")),
             ("key.pub", What::Content, false, Some("keys")),
             ("key.old", What::Content, false, None),
+            ("site", What::Owner, true, Some("site")),
+            ("site/a", What::Owner, false, None),
         ] {
             assert_eq!(expectations.reason(path.as_bytes(), what, directory), reason, "{path} {what:?}");
         }

@@ -67,8 +67,12 @@ impl Braces<'_> {
                 Some('}') => return wrong(self.glob, "a `}` without its `{`"),
                 Some('{') => all = self.product(&all, depth + 1)?,
                 Some(c) => {
-                    if c == '\\' && self.rest.next().is_none() {
-                        return wrong(self.glob, "nothing follows the `\\` at its end");
+                    if c == '\\' {
+                        match self.rest.next() {
+                            None => return wrong(self.glob, "nothing follows the `\\` at its end"),
+                            Some('/') => return wrong(self.glob, "a `\\` before a slash"),
+                            Some(_) => {}
+                        }
                     }
                     if c == '[' {
                         self.class()?;
@@ -155,9 +159,15 @@ impl Pattern {
                 Some(text)
             }
         };
-        while let Some(text) = rest {
-            let (component, tail) = component(text)?;
+        while let Some(name) = rest {
+            let (component, tail) = component(name)?;
             rest = tail;
+            if let Component::Literal(bytes) = &component
+                && [&b""[..], b".", b".."].contains(&&**bytes)
+                && text != "/"
+            {
+                return wrong(text, "an empty name, `.` or `..` in it, which no path has");
+            }
             if !matches!((&component, components.last()), (Component::Deep, Some(Component::Deep))) {
                 components.push(component);
             }
@@ -472,6 +482,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(3000))]
         #[test]
         fn globs_mean_what_they_mean_to_globset(glob in any_glob(), paths in vec(any_path(), 20)) {
+            let odd = |one: &String| one.split('/').skip(1).any(|name| ["", ".", ".."].contains(&name));
+            if alternatives(&glob).is_ok_and(|all| all.iter().any(odd)) {
+                let error = patterns(&[&glob]).err().map(|e| e.to_string()).unwrap_or_default();
+                prop_assert!(error.contains("which no path has"), "{}: {}", glob, error);
+                return Ok(());
+            }
             let (ours, set) = (patterns(&[&glob]), globset(&[&glob]));
             prop_assert_eq!(ours.is_ok(), set.is_ok(), "{} {:?}", glob, ours.err());
             if let (Ok(ours), Ok(set)) = (ours, set) {
@@ -484,6 +500,7 @@ mod tests {
         #[test]
         fn what_was_escaped_means_itself_alone(text in "[^\0]{0,20}", other in "[^\0]{0,20}") {
             let text = text.trim_matches('/');
+            prop_assume!(text.is_empty() || !text.split('/').any(|name| ["", ".", ".."].contains(&name)));
             let all = patterns(&[format!("/{}", escape(text))]).unwrap();
             prop_assert!(all.any(text.as_bytes()));
             prop_assert_eq!(all.any(other.as_bytes()), other == text);
@@ -516,6 +533,14 @@ mod tests {
             ("/{a,b".to_owned(), "a `{` without its `}`"),
             ("/a}".to_owned(), "a `}` without its `{`"),
             ("/a\\".to_owned(), "nothing follows"),
+            ("/a\\/b".to_owned(), "before a slash"),
+            ("/a/".to_owned(), "which no path has"),
+            ("/a//b".to_owned(), "which no path has"),
+            ("/a/./b".to_owned(), "which no path has"),
+            ("/a/\\..".to_owned(), "which no path has"),
+            ("../b".to_owned(), "which no path has"),
+            ("".to_owned(), "which no path has"),
+            ("/b{/a,/}".to_owned(), "which no path has"),
             ("/[c-a]".to_owned(), "runs backwards"),
             ("/[\u{e9}]".to_owned(), "only signs of ASCII"),
             ("/{a,b}".repeat(10), "too many paths"),

@@ -29,6 +29,7 @@ pub struct PackOptions {
     pub root: PathBuf,
     /// Mount points, as paths inside the root (`/`, `/boot`, ...), whose file systems are sent. Where any other file
     /// system is mounted, only an empty directory is sent, with the mode and owner that are seen. None: the root's alone.
+    /// One in a directory whose content exclude patterns leave out is left out, too; any other that is not there is an error.
     pub mounts: Option<Vec<String>>,
     /// Globs on the absolute path inside the root; see [`crate::default_excludes`]. A directory that matches is sent
     /// empty; a pattern ending in `/*` means a directory's content alone; other matches are left out.
@@ -65,7 +66,8 @@ pub struct PackSummary {
     pub vanished: PathList,
     /// Sockets, which no archive can hold; the programs that own them make them anew.
     pub sockets: PathList,
-    /// Where other file systems are mounted that are not sent.
+    /// Where other file systems are mounted that are not sent; last those of [`PackOptions::mounts`] that lie in what exclude
+    /// patterns leave out.
     pub other_mounts: PathList,
     /// What could not be opened, with the cause; only with [`PackOptions::skip_unreadable`].
     pub unreadable: PathList,
@@ -169,6 +171,9 @@ pub fn pack<W: Write>(
         }
         Ok::<(), PackError>(())
     })?;
+    for mount in &walker.hidden {
+        packer.summary.other_mounts.add(|| shown(mount));
+    }
     packer.finish()
 }
 

@@ -133,11 +133,19 @@ impl Place<'_> {
             .map(|_| ())
     }
 
-    /// Gives a file whose content stands all else.
+    /// Gives those of `xattrs` that say how content is kept, and so count for what is written after them.
+    pub(crate) fn properties(&self, fd: BorrowedFd<'_>, xattrs: &Xattrs) -> Result<(), UnpackError> {
+        for (name, value) in xattrs.iter().filter(|(name, _)| xattr::is_property(name)) {
+            self.set_xattr(Object::Open(fd), name, value)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a file whose content stands all else, but for its flags and properties.
     pub(crate) fn file_metadata(&self, fd: &OwnedFd, meta: &Metadata<'_>) -> Result<(), UnpackError> {
         let stat = fstat(fd).map_err(|e| self.fail("looking at", e))?;
         self.owner_and_mode(fd.as_fd(), &stat, (meta.uid, meta.gid), meta.mode)?;
-        for (name, value) in meta.xattrs {
+        for (name, value) in meta.xattrs.iter().filter(|(name, _)| !xattr::is_property(name)) {
             self.set_xattr(Object::Open(fd.as_fd()), name, value)?;
         }
         futimens(fd, &times(meta.mtime)).map_err(|e| self.fail("setting the time of", e))

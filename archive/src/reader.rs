@@ -82,7 +82,7 @@ pub(crate) struct Large {
 impl Large {
     /// Whether the file is another one now than when its headers were made.
     pub(crate) fn changed(&self, path: &[u8]) -> Result<bool, PackError> {
-        changed(self.fd.as_fd(), &self.stat, path)
+        Ok(differs(&self.stat, &stat_file(self.fd.as_fd(), path)?))
     }
 
     /// Has the kernel read what comes at and after `position`.
@@ -90,6 +90,13 @@ impl Large {
         // A hint only: where it is not understood, nothing is lost.
         let _ = fadvise(&self.fd, position, std::num::NonZeroU64::new(AHEAD), Advice::WillNeed);
     }
+}
+
+/// What became of a file that was read.
+enum Read {
+    Done(Outcome),
+    /// It changed meanwhile, and looks like this now.
+    Changed(OwnedFd, Statx),
 }
 
 /// A batch with what was made of it.
@@ -172,11 +179,22 @@ impl Reader {
 
     fn directory(&mut self, path: &[u8], found: &Found, out: &mut Vec<u8>) -> Result<Outcome, PackError> {
         let (mut xattrs, mut attributes) = (Xattrs::new(), Attributes::default());
-        if found.open {
+        let mut stat = found.stat;
+        // Twice if it changed meanwhile.
+        for _ in 0..2 {
+            if !found.open {
+                break;
+            }
             xattrs = self.xattrs(Object::Open(found.parent.as_fd()), path)?;
             attributes = read_attributes(found.parent.as_fd(), path)?;
+            let now = stat_file(found.parent.as_fd(), path)?;
+            let same = !differs(&stat, &now);
+            stat = now;
+            if same {
+                break;
+            }
         }
-        let (kind, stat) = (EntryType::Directory, &found.stat);
+        let (kind, stat) = (EntryType::Directory, &stat);
         let head = Head { path, stat, kind, link: &[], xattrs: &xattrs, attributes, size: 0, map: None };
         self.encoder.put(out, &head)?;
         let told = self.tells.then(|| Box::new(entry(path, stat, Kind::Directory, &[], &xattrs, attributes)));
@@ -224,6 +242,7 @@ impl Reader {
         let fd = match open_file(found.parent.as_fd(), self.name.of(path)) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(Outcome::Vanished),
+            Err(e) if ours(e) => return Err(fail("opening", path, e)),
             Err(e) => return Ok(Outcome::Unreadable(fail("opening", path, e))),
         };
         let stat = stat_file(fd.as_fd(), path)?;
@@ -231,6 +250,29 @@ impl Reader {
             // Replaced between the look and the opening; what it was is gone.
             return Ok(Outcome::Vanished);
         }
+        let start = out.len();
+        match self.open_file(path, fd, stat, true, out)? {
+            Read::Done(outcome) => Ok(outcome),
+            Read::Changed(fd, stat) => {
+                out.truncate(start);
+                match self.open_file(path, fd, stat, false, out)? {
+                    Read::Done(outcome) => Ok(outcome),
+                    Read::Changed(..) => Err(fail("reading", path, Errno::AGAIN)),
+                }
+            }
+        }
+    }
+
+    /// Appends the entry of a regular file that looked like `stat` a moment ago. With `first`, what changed meanwhile is
+    /// handed back for another try: its owner may be the old one and its extended attributes the new ones.
+    fn open_file(
+        &mut self,
+        path: &[u8],
+        fd: OwnedFd,
+        stat: Statx,
+        first: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<Read, PackError> {
         let xattrs = self.xattrs(Object::Open(fd.as_fd()), path)?;
         let attributes = read_attributes(fd.as_fd(), path)?;
         let size = stat.stx_size;
@@ -250,11 +292,17 @@ impl Reader {
         let mut told = self.tells.then(|| Box::new(entry(path, &stat, Kind::File, &[], &xattrs, attributes)));
         let map = map.unwrap_or_else(|| vec![(0, size)]);
         if content > LARGE {
+            if first {
+                let now = stat_file(fd.as_fd(), path)?;
+                if differs(&stat, &now) {
+                    return Ok(Read::Changed(fd, now));
+                }
+            }
             let large = Large { fd, stat, map, content, told, sparse };
             // A hint only, as in `read_ahead`.
             let _ = fadvise(&large.fd, 0, None, Advice::Sequential);
             large.read_ahead(large.map.first().map_or(0, |region| region.0));
-            return Ok(Outcome::Large(Box::new(large)));
+            return Ok(Read::Done(Outcome::Large(Box::new(large))));
         }
         let mut short = false;
         let mut digester = self.tells.then(|| Digester::new(sparse));
@@ -266,12 +314,17 @@ impl Reader {
             }
         }
         encode::pad(out);
-        let changed = short || changed(fd.as_fd(), &stat, path)?;
+        let now = stat_file(fd.as_fd(), path)?;
+        let changed = short || differs(&stat, &now);
+        if changed && first {
+            return Ok(Read::Changed(fd, now));
+        }
         if let (Some(told), Some(digester)) = (&mut told, digester) {
             told.content = Some(manifest::Content { size, sparse, digest: digester.finish(size) });
             told.changed = changed;
         }
-        Ok(Outcome::Done { counts: Counts::File, link: names(&stat), content, changed, told })
+        let done = Outcome::Done { counts: Counts::File, link: names(&stat), content, changed, told };
+        Ok(Read::Done(done))
     }
 
     /// Appends an entry without content.
@@ -418,12 +471,55 @@ fn stat_file(fd: BorrowedFd<'_>, path: &[u8]) -> Result<Statx, PackError> {
         .map_err(|e| fail("looking at", path, e))
 }
 
-fn changed(fd: BorrowedFd<'_>, before: &Statx, path: &[u8]) -> Result<bool, PackError> {
-    let after = stat_file(fd, path)?;
-    let facts = |stat: &Statx| (stat.stx_size, stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
-    Ok(facts(&after) != facts(before))
+/// Whether something was done to a file between two looks. A name more or less is nothing that concerns it, but for the time
+/// of its change.
+fn differs(before: &Statx, after: &Statx) -> bool {
+    let facts = |stat: &Statx| {
+        let mtime = (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec);
+        (stat.stx_size, mtime, stat.stx_mode, stat.stx_uid, stat.stx_gid)
+    };
+    let change = |stat: &Statx| (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec);
+    facts(before) != facts(after) || (change(before) != change(after) && before.stx_nlink == after.stx_nlink)
+}
+
+/// Whether this process or machine is at its limits, which says nothing of the thing that was to be opened.
+pub(crate) fn ours(errno: Errno) -> bool {
+    [Errno::MFILE, Errno::NFILE, Errno::NOMEM].contains(&errno)
 }
 
 pub(crate) fn fail(operation: &'static str, path: &[u8], errno: Errno) -> PackError {
     PackError::File { operation, path: shown(path), source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    #[test]
+    fn whatever_is_done_to_a_file_is_seen_but_for_its_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, b"content").unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        let look = || {
+            // The clock by which the kernel tells changes may stand still for some milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            stat_file(file.as_fd(), b"file").unwrap()
+        };
+        let before = look();
+        assert!(!differs(&before, &look()));
+        std::fs::hard_link(&path, directory.path().join("link")).unwrap();
+        assert!(!differs(&before, &look()));
+        let deeds: [&dyn Fn(); 3] = [
+            &|| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap(),
+            &|| chown(&path, None, Some(0)).unwrap(),
+            &|| rustix::fs::setxattr(&path, c"user.a", b"b", rustix::fs::XattrFlags::empty()).unwrap(),
+        ];
+        for deed in deeds {
+            let before = look();
+            deed();
+            assert!(differs(&before, &look()));
+        }
+    }
 }

@@ -40,9 +40,18 @@ pub(crate) struct Restorer<'a, 'scope> {
     flusher: Option<Flusher<'scope>>,
     /// Of the entry, from 1.
     number: u64,
-    /// Flags and project ids that are given at the very end: they would forbid work still to be done, or new entries
-    /// would inherit them. With the entry's number, and whether it is a directory.
-    last: BTreeMap<Vec<u8>, (u64, bool, Attributes)>,
+    /// Given at the very end: it would forbid work still to be done, or new entries would inherit it.
+    last: BTreeMap<Vec<u8>, Last>,
+}
+
+/// What a file or directory gets when all else stands.
+struct Last {
+    /// Of its entry.
+    number: u64,
+    directory: bool,
+    attributes: Attributes,
+    /// Properties of a directory.
+    properties: Xattrs,
 }
 
 impl<'a, 'scope> Restorer<'a, 'scope> {
@@ -95,7 +104,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         } else {
             let (folder, name) = split(&path);
             let parent = self.parent(folder)?;
-            let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.stored <= SMALL;
+            let small = entry.kind == Kind::File && entry.sparse.is_none() && entry.weight() <= SMALL;
             // What has to give way to it is known here only.
             if small && !self.writers.is_empty() && !self.target.was_directory(&path) {
                 self.hand_out(entry, parent, &path, folder, input)?;
@@ -110,7 +119,9 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
                 match entry.kind {
                     Kind::File => {
                         let fd = self.create(&parent, &name, &path, entry.mode)?;
-                        self.place(parent.kind, &path).attributes(fd.as_fd(), entry.attributes.open())?;
+                        let place = self.place(parent.kind, &path);
+                        place.attributes(fd.as_fd(), entry.attributes.open())?;
+                        place.properties(fd.as_fd(), &entry.xattrs)?;
                         fill(&fd, entry, &path, input, reported, observer)?;
                         self.place(parent.kind, &path).file_metadata(&fd, &Metadata::of(entry))?;
                     }
@@ -134,29 +145,42 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
 
     /// Keeps what `entry` gets at the end; what stood at its path before gets nothing any more.
     fn remember_attributes(&mut self, entry: &Entry, path: &[u8]) {
+        let directory = entry.kind == Kind::Directory;
         let attributes = match entry.kind {
-            Kind::Directory => (!entry.attributes.is_empty()).then_some(entry.attributes),
+            Kind::Directory => Some(entry.attributes),
             Kind::File => entry.attributes.seal(),
             _ => None,
         };
+        let properties: Xattrs = if directory {
+            entry.xattrs.iter().filter(|(name, _)| xattr::is_property(name)).cloned().collect()
+        } else {
+            Xattrs::new()
+        };
         match attributes {
-            Some(attributes) => {
-                let directory = entry.kind == Kind::Directory;
-                self.last.insert(path.to_vec(), (self.number, directory, attributes));
+            Some(attributes) if !attributes.is_empty() || !properties.is_empty() => {
+                self.last
+                    .insert(path.to_vec(), Last { number: self.number, directory, attributes, properties });
             }
-            None if self.last.is_empty() => {}
-            None => {
+            _ if self.last.is_empty() => {}
+            _ => {
                 self.last.remove(path);
             }
         }
     }
 
     fn last_attributes(&mut self) -> Result<(), UnpackError> {
-        for (path, (number, is_directory, attributes)) in std::mem::take(&mut self.last) {
-            self.number = number;
-            if is_directory {
+        for (path, last) in std::mem::take(&mut self.last) {
+            self.number = last.number;
+            if last.directory {
                 let directory = self.target.directory(&path, false)?;
-                self.place(directory.kind, &path).attributes(directory.as_fd(), attributes)?;
+                let place = self.place(directory.kind, &path);
+                // Flags say whether there is compression, and properties how. Setting any flag sets the first anew, and with it
+                // the second to what is usual; a seal forbids both.
+                place.attributes(directory.as_fd(), last.attributes.open())?;
+                place.properties(directory.as_fd(), &last.properties)?;
+                if let Some(sealed) = last.attributes.seal() {
+                    place.attributes(directory.as_fd(), sealed)?;
+                }
                 continue;
             }
             let (folder, name) = split(&path);
@@ -165,7 +189,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             let place = self.place(parent.kind, &path);
             let fd = openat(&*parent, name, flags, Mode::empty())
                 .map_err(|e| place.fail("opening, to set the flags of,", e))?;
-            place.attributes(fd.as_fd(), attributes)?;
+            place.attributes(fd.as_fd(), last.attributes)?;
         }
         Ok(())
     }
@@ -243,7 +267,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         for (name, value) in &entry.xattrs {
             if name.as_c_str() == DEFAULT_ACL {
                 default_acl = Some(&value[..]);
-            } else {
+            } else if !xattr::is_property(name) {
                 place.set_xattr(Object::Open(directory.as_fd()), name, value)?;
             }
         }
@@ -307,8 +331,10 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             // Labels of a security module are not ours to remove.
             let ours = bytes.starts_with(b"user.")
                 || bytes.starts_with(b"trusted.")
-                || [ACCESS_ACL, DEFAULT_ACL].contains(&name.as_c_str());
-            if ours && !wanted.iter().any(|(w, _)| *w == name) || name.as_c_str() == DEFAULT_ACL {
+                || name.as_c_str() == ACCESS_ACL;
+            // These come back at the end: what is made in the directory would inherit them.
+            let inherited = name.as_c_str() == DEFAULT_ACL || xattr::is_property(&name);
+            if ours && !wanted.iter().any(|(w, _)| *w == name) || inherited {
                 xattr::remove(fd, &name).map_err(fail)?;
             }
         }
@@ -421,6 +447,10 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             Ok(()) => self.summary.hard_links += 1,
             Err(e) if e == Errno::XDEV || parent.kind.cannot_hold(Feature::HardLink, e) => {
                 self.copy(&from, &from_name, parent, name, path)?;
+                if let Some(last) = self.last.get(&link) {
+                    let last = Last { number: self.number, properties: Xattrs::new(), ..*last };
+                    self.last.insert(path.to_vec(), last);
+                }
                 self.summary.copied_links.add(|| shown(path));
                 self.summary.files += 1;
             }
@@ -456,6 +486,14 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
         let regions =
             sparse::data_regions(source.as_fd(), size).map_err(|e| fail("finding the holes of", e))?;
         let copy = self.create(parent, name, path, stat.st_mode & 0o7777)?;
+        let xattrs = xattr::read_all(Object::Open(source.as_fd()), &mut Vec::new())
+            .map_err(|e| fail("reading the extended attributes of", e))?;
+        // Without what seals the file, which it gets at the end.
+        let attributes =
+            Attributes::read(source.as_fd()).map_err(|e| fail("reading the flags to copy to", e))?;
+        let place = self.place(parent.kind, path);
+        place.attributes(copy.as_fd(), attributes)?;
+        place.properties(copy.as_fd(), &xattrs)?;
         ftruncate(&copy, size).map_err(|e| fail("setting the size of", e))?;
         let mut buffer = vec![0; 256 << 10];
         for (offset, length) in regions {
@@ -471,8 +509,6 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
                 position += count as u64;
             }
         }
-        let xattrs = xattr::read_all(Object::Open(source.as_fd()), &mut Vec::new())
-            .map_err(|e| fail("reading the extended attributes of", e))?;
         let meta = Metadata {
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -481,7 +517,7 @@ impl<'a, 'scope> Restorer<'a, 'scope> {
             mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             xattrs: &xattrs,
         };
-        self.place(parent.kind, path).file_metadata(&copy, &meta)
+        place.file_metadata(&copy, &meta)
     }
 
     /// Has all that other threads were given done; to be called before any error is told, which one of theirs may precede.

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::exclude::{Excludes, Verdict};
 use crate::pack::{PackError, PackOptions};
+use crate::reader::ours;
 use crate::shown;
 
 /// Directories above the current one that stay open; those further up are opened again on the way back.
@@ -64,6 +65,8 @@ pub(crate) struct Walker {
     /// Mount paths without slashes at their ends; the first is the root.
     mounts: Vec<Vec<u8>>,
     unseen: BTreeSet<Vec<u8>>,
+    /// Those of them that lie in directories whose content is left out.
+    pub(crate) hidden: Vec<Vec<u8>>,
     stack: Vec<Level>,
     started: bool,
     path: Vec<u8>,
@@ -90,6 +93,7 @@ impl Walker {
             excludes,
             unseen: mounts[1..].iter().cloned().collect(),
             mounts,
+            hidden: Vec::new(),
             stack: Vec::new(),
             started: false,
             path: Vec::new(),
@@ -110,9 +114,18 @@ impl Walker {
         statx(fd, c"", AtFlags::EMPTY_PATH, wanted()).map_err(|e| self.error("looking at", e))
     }
 
+    /// The content of the directory at hand is left out, and so are the mounts in it.
+    fn hide(&mut self) {
+        let start = if self.path.is_empty() { Vec::new() } else { [&self.path[..], b"/"].concat() };
+        let below = |mount: &Vec<u8>| mount.starts_with(&start);
+        self.hidden.extend(self.unseen.iter().filter(|mount| below(mount)).cloned());
+        self.unseen.retain(|mount| !below(mount));
+    }
+
     /// Makes `fd` the current directory, unless the excludes keep its content out.
     fn push(&mut self, fd: Arc<OwnedFd>, stat: &Statx, mount: usize) -> Result<(), Errno> {
         if self.excludes.verdict(&self.path, true) == Verdict::Empty {
+            self.hide();
             self.shallow = Some(fd);
             return Ok(());
         }
@@ -131,7 +144,7 @@ impl Walker {
                 Err(e) => return Err(e),
             }
         }
-        names.sort_unstable_by(|a, b| b.cmp(a));
+        in_order(&mut names);
         self.stack.push(Level {
             fd: Some(fd),
             names,
@@ -233,6 +246,9 @@ impl Walker {
             let listed = self.mounts.iter().position(|m| *m == self.path);
             let other = mount_id(&stat) != parent_mount;
             if !directory || (other && listed.is_none()) {
+                if directory && self.excludes.verdict(&self.path, true) == Verdict::Empty {
+                    self.hide();
+                }
                 return Ok(Some(Event::Entry(Item {
                     path: &self.path,
                     parent: self.fd(level)?,
@@ -247,6 +263,7 @@ impl Walker {
                 Ok(Some((fd, stat))) => (fd, stat),
                 Ok(None) => continue,
                 Err(Errno::NOENT) => return Ok(Some(Event::Vanished(&self.path))),
+                Err(e) if ours(e) => return Err(self.error("opening", e)),
                 Err(e) => return Ok(Some(Event::Unreadable(&self.path, "opening", e))),
             };
             if listed.is_some() {
@@ -254,6 +271,9 @@ impl Walker {
             }
             let mount = listed.unwrap_or(parent_index);
             if let Err(e) = self.push(Arc::new(fd), &stat, mount) {
+                if ours(e) {
+                    return Err(self.error("listing", e));
+                }
                 return Ok(Some(Event::Unreadable(&self.path, "listing", e)));
             }
             let fd = match &self.shallow {
@@ -320,6 +340,12 @@ impl Walker {
     }
 }
 
+/// Puts names in order, the last one first. A name that was replaced while they were read may be among them twice.
+fn in_order(names: &mut Vec<CString>) {
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    names.dedup();
+}
+
 fn wanted() -> StatxFlags {
     StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
 }
@@ -351,4 +377,17 @@ fn mount_id(stat: &Statx) -> u64 {
 fn mount_id_of(fd: &OwnedFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    #[test]
+    fn a_name_that_is_listed_twice_is_walked_once() {
+        let mut names = [c"b", c"a", c"ab", c"a", c"b", c"a"].map(CStr::to_owned).to_vec();
+        in_order(&mut names);
+        assert_eq!(names, [c"b", c"ab", c"a"].map(CStr::to_owned));
+    }
 }

@@ -23,13 +23,15 @@ use crate::target::Directory;
 use crate::unpack::UnpackError;
 use crate::xattr::Xattrs;
 
-/// Files of at most so many bytes are made here.
+/// Files of at most so many bytes of content and attributes are made here.
 pub(crate) const SMALL: u64 = 128 << 10;
 /// Most threads.
 const MOST: usize = 4;
 /// Bytes and files after which a batch is handed over.
 const BYTES: usize = 256 << 10;
 const FILES: usize = 64;
+/// Directories after which it is, too: each is held open.
+const FOLDERS: usize = 16;
 /// Batches that wait for a thread.
 const WAITING: usize = 2;
 /// A buffer that grew beyond this many bytes is not used again.
@@ -54,6 +56,10 @@ pub(crate) struct File {
 struct Batch {
     bytes: Vec<u8>,
     files: Vec<(File, Range<usize>, Range<usize>)>,
+    /// How many directories they are in, at most.
+    folders: usize,
+    /// Bytes of their attributes.
+    xattrs: usize,
 }
 
 #[derive(Default)]
@@ -94,6 +100,7 @@ impl Shared {
             }
             batch.files.clear();
             batch.bytes.clear();
+            (batch.folders, batch.xattrs) = (0, 0);
             let mut state = self.lock();
             state.done += 1;
             if batch.bytes.capacity() <= KEPT {
@@ -121,6 +128,7 @@ impl Shared {
         let fd = create(&file.parent, name, plain, file.mode)?;
         // Some can be given to an empty file only.
         place.attributes(fd.as_fd(), file.attributes)?;
+        place.properties(fd.as_fd(), &file.xattrs)?;
         write_all(&fd, content).map_err(|e| place.fail("writing", e))?;
         let File { uid, gid, mode, mtime, .. } = *file;
         place.file_metadata(&fd, &Metadata { uid, gid, mode, mtime, xattrs: &file.xattrs })
@@ -241,8 +249,12 @@ impl<'a> Writers<'a> {
         batch.bytes.push(0);
         let middle = batch.bytes.len();
         content(&mut batch.bytes)?;
+        let same = batch.files.last().is_some_and(|(last, ..)| Arc::ptr_eq(&last.parent, &file.parent));
+        batch.folders += usize::from(!same);
+        batch.xattrs += file.xattrs.iter().map(|(_, value)| value.len()).sum::<usize>();
         batch.files.push((file, start..middle, middle..batch.bytes.len()));
-        if batch.files.len() >= FILES || batch.bytes.len() >= BYTES {
+        let bytes = batch.bytes.len() + batch.xattrs;
+        if batch.files.len() >= FILES || bytes >= BYTES || batch.folders >= FOLDERS {
             self.send(thread);
         }
         Ok(())
@@ -274,5 +286,44 @@ impl<'a> Writers<'a> {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.failed.take().map_or(Ok(()), |(_, error)| Err(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::Target;
+
+    /// How many of some empty files wait for more before a thread gets them.
+    fn waiting(count: u64, folders: usize, xattr: usize) -> usize {
+        let root = tempfile::tempdir().unwrap();
+        let shared = Shared::default();
+        std::thread::scope(|scope| {
+            let mut target = Target::open(root.path()).unwrap();
+            let mut writers = Writers::start(&shared, scope, 1);
+            let parents: Vec<_> =
+                (0..folders).map(|i| target.directory(format!("d{i}").as_bytes(), true).unwrap()).collect();
+            for number in 0..count {
+                let parent = Arc::clone(&parents[usize::try_from(number).unwrap() % folders]);
+                let xattrs = vec![(c"user.a".to_owned(), vec![0; xattr])];
+                let attributes = Attributes::default();
+                let (uid, gid, mode, mtime) = (0, 0, 0o600, (0, 0));
+                let file = File { number, parent, uid, gid, mode, mtime, xattrs, attributes };
+                writers.make(file, format!("{number}").as_bytes(), b"", |_| Ok(())).unwrap();
+            }
+            let waiting = writers.threads[0].1.files.len();
+            assert_eq!(writers.sent, u64::from(waiting as u64 != count));
+            waiting
+        })
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_files_directories_and_attributes() {
+        assert_eq!(waiting(63, 1, 1), 63);
+        assert_eq!(waiting(64, 1, 1), 0);
+        assert_eq!(waiting(15, 15, 1), 15);
+        assert_eq!(waiting(16, 16, 1), 0);
+        assert_eq!(waiting(3, 1, 64 << 10), 3);
+        assert_eq!(waiting(4, 1, 64 << 10), 0);
     }
 }

@@ -15,6 +15,12 @@ pub(crate) const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 /// would be attributes that nobody reads.
 const XFS_ACLS: [&CStr; 2] = [c"trusted.SGI_ACL_FILE", c"trusted.SGI_ACL_DEFAULT"];
 
+/// Whether it is a property of btrfs (`btrfs.compression`): it says how content is kept that is written from then on, and new
+/// files take it from their directory.
+pub(crate) fn is_property(name: &CStr) -> bool {
+    name.to_bytes().starts_with(b"btrfs.")
+}
+
 /// Names and values, in the order of the names.
 pub(crate) type Xattrs = Vec<(CString, Vec<u8>)>;
 

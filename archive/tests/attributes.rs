@@ -300,6 +300,85 @@ fn acls_go_to_and_from_xfs_as_acls_alone() {
     }
 }
 
+/// A layout may put the names of a file on different file systems.
+#[test]
+fn a_hard_link_that_becomes_a_copy_keeps_flags_and_project() {
+    let directory = tempfile::tempdir().unwrap();
+    let [golden, clone, other] =
+        ["golden", "clone", "other"].map(|name| Mount::new(directory.path(), name, &XFS));
+    let root = golden.root();
+    fs::create_dir_all(root.join("mnt")).unwrap();
+    for (name, words) in [("sealed", &["+id"][..]), ("plain", &["+dA"]), ("grows", &["+a"])] {
+        let file = root.join(name);
+        fs::write(&file, vec![7; 200_000]).unwrap();
+        fs::hard_link(&file, root.join("mnt").join(name)).unwrap();
+        chattr(&["-p", "42"], &file);
+        chattr(words, &file);
+    }
+    let stream = packed(&root);
+    fs::create_dir_all(clone.root().join("mnt")).unwrap();
+    let at = clone.root().join("mnt");
+    run(Command::new("mount").arg("--bind").arg(&other.0).arg(&at)).unwrap();
+    let options = UnpackOptions { root: clone.root(), sync: true };
+    let summary = unpack(&stream[..], &options, &mut ());
+    let found = attributes(&clone.root());
+    run(Command::new("umount").arg(&at)).unwrap();
+    // The walk comes to `grows` first and to `plain` and `sealed` under `mnt`, so that copies go both ways.
+    assert_eq!(summary.unwrap().copied_links.total, 3);
+    let wanted: Vec<String> =
+        attributes(&root).into_iter().filter(|line| !line.starts_with("./mnt project")).collect();
+    assert!(wanted.contains(&"./sealed project 42 flags id".to_owned()), "{wanted:?}");
+    let found: Vec<String> = found.into_iter().filter(|line| !line.starts_with("./mnt project")).collect();
+    assert_eq!(difference(&wanted, &found), [""; 0]);
+}
+
+/// What has a property of btrfs, with its value.
+fn properties(root: &Path) -> Vec<String> {
+    let found =
+        run(Command::new("getfattr").args(["-R", "-m", "^btrfs", "-d", "."]).current_dir(root)).unwrap();
+    let text = String::from_utf8(found).unwrap();
+    let mut all: Vec<String> = text.split("\n\n").map(|block| block.replace('\n', " ")).collect();
+    all.sort();
+    all
+}
+
+/// New files take their directory's compression, which is not always what they had.
+#[test]
+fn properties_of_directories_are_not_inherited_by_what_is_unpacked() {
+    let directory = tempfile::tempdir().unwrap();
+    let mount = Mount::new(directory.path(), "btrfs", &["mkfs.btrfs", "-q"]);
+    let root = mount.root();
+    fs::create_dir_all(root.join("late/inside")).unwrap();
+    let large = vec![b'x'; 1 << 20];
+    for name in ["late/small", "late/inside/small"] {
+        fs::write(root.join(name), b"x").unwrap();
+    }
+    fs::write(root.join("late/large"), &large).unwrap();
+    fs::hard_link(root.join("late/large"), root.join("late/other")).unwrap();
+    let compress = |path: &Path, how: &str| {
+        run(Command::new("setfattr").args(["-n", "btrfs.compression", "-v", how]).arg(path)).unwrap();
+    };
+    compress(&root.join("late"), "zstd");
+    fs::write(root.join("late/own"), &large).unwrap();
+    compress(&root.join("late/own"), "lzo");
+    let stream = packed(&root);
+    let (again, over) = (mount.0.join("again"), mount.0.join("over"));
+    unpacked(&stream, &again);
+    // One that is there before passes nothing on either.
+    fs::create_dir_all(over.join("late")).unwrap();
+    compress(&over.join("late"), "zlib");
+    unpack(&stream[..], &UnpackOptions { root: over.clone(), sync: true }, &mut ()).unwrap();
+    let wanted = properties(&root);
+    assert!(wanted.len() >= 2 && wanted.iter().any(|line| line.contains("lzo")), "{wanted:?}");
+    for clone in [&again, &over] {
+        assert_eq!(properties(clone), wanted);
+        assert_eq!(difference(&attributes(&root), &attributes(clone)), [""; 0]);
+    }
+    // Compressed when it was written, and not only called so afterwards.
+    let extents = run(Command::new("filefrag").arg("-v").arg(again.join("late/own"))).unwrap();
+    assert!(String::from_utf8_lossy(&extents).contains("encoded"), "{}", String::from_utf8_lossy(&extents));
+}
+
 #[test]
 fn what_the_clones_file_system_cannot_hold_is_not_compared() {
     let directory = tempfile::tempdir().unwrap();

@@ -247,6 +247,44 @@ fn headers_that_lie() {
     }
 }
 
+/// What is kept of a stream is little, and found soon, whatever it says.
+#[test]
+fn attributes_beyond_what_the_kernel_takes_are_refused_at_once() {
+    let file = || entry(b'0', b"f", b"", b"content");
+    let many = |count: usize, size: usize| -> Vec<u8> {
+        (0..count).flat_map(|i| record(&format!("SCHILY.xattr.user.{i}"), &vec![b'v'; size])).collect()
+    };
+    let acl = b"user::rwx,group::r-x,other::r--,mask::rwx";
+    let users: Vec<u8> = (0..3000).flat_map(|i| format!(",user:{i}:rwx").into_bytes()).collect();
+    let acl = record("SCHILY.acl.access", &[&acl[..], &users].concat());
+    let text: Vec<u8> = (0..10_000).flat_map(|i| format!("user:{i}:rwx,").into_bytes()).collect();
+    for (what, headers) in [
+        ("larger than the kernel's", vec![entry(b'x', b"x", b"", &many(1, (64 << 10) + 1))]),
+        ("larger than the kernel's", vec![entry(b'x', b"x", b"", &many(200_000, 1))]),
+        ("larger than the kernel's", vec![entry(b'x', b"x", b"", &record("SCHILY.acl.default", &text))]),
+        ("too much", (0..40).map(|i| entry(b'g', b"g", b"", &many(i, 4000))).collect()),
+        ("too much", vec![entry(b'g', b"g", b"", &many(1, 64 << 10))]),
+    ] {
+        let start = Instant::now();
+        let error = Ground::new().unpack(&stream(&[headers.concat(), file()])).unwrap_err().to_string();
+        assert!(error.contains(what), "{what}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{what} took too long");
+    }
+    // One that replaces another takes no room of its own, and the last of one name counts.
+    let mut all = vec![entry(b'g', b"g", b"", &acl); 40];
+    all.push(entry(b'g', b"g", b"", &record("SCHILY.acl.access", b"")));
+    all.extend([b"1", b"2", b"3"].map(|value| entry(b'g', b"g", b"", &record("SCHILY.xattr.user.a", value))));
+    let twice = [record("SCHILY.xattr.user.b", b"1"), record("SCHILY.xattr.user.b", b"2")].concat();
+    all.extend([entry(b'x', b"x", b"", &twice), file()]);
+    let ground = Ground::new();
+    ground.unpack(&stream(&all)).unwrap();
+    for (name, wanted) in [("user.a", b'3'), ("user.b", b'2')] {
+        let mut value = [0; 8];
+        let length = rustix::fs::getxattr(ground.target().join("f"), name, &mut value[..]).unwrap();
+        assert_eq!(value[..length], [wanted], "{name}");
+    }
+}
+
 #[test]
 fn a_stream_cut_anywhere_is_an_error() {
     let from = tempfile::tempdir().unwrap();

@@ -36,6 +36,9 @@ fn main() -> ExitCode {
     };
     let args: Args = ka_cli::args::parse_words("ka-server", env!("CARGO_PKG_VERSION"), words.into_iter());
     logging::start();
+    if let Err(e) = ka_sys::limits::raise_open_files() {
+        log::warn!("raising the limit of open files: {e}");
+    }
     let result = match &args.command {
         Command::Deploy(args) => deployment::run(args),
         Command::Boot(args) => ka_sys::signals::termination_flag()

@@ -4,6 +4,7 @@
 pub mod block;
 pub mod fileattr;
 pub mod ifaddr;
+pub mod limits;
 pub mod modules;
 pub mod mount;
 pub mod net;

@@ -1,10 +1,13 @@
 //! The clone's files, as the clone itself will see them: every path is resolved inside the target root by the kernel
 //! (`openat2` with `RESOLVE_IN_ROOT`), so that an absolute symlink in the clone means the clone's file and no path,
-//! link or `..` leads out of it. Writing replaces a file in one step and keeps its mode, owner and extended attributes.
+//! link or `..` leads out of it. Writing replaces a file in one step and keeps its mode, owner, extended attributes and flags.
+
+mod seal;
 
 use super::pending::{Fate, Pending};
 use anyhow::{Context, Result, bail};
-use rustix::fd::{AsRawFd, OwnedFd};
+use ka_archive::manifest::Attributes;
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -187,7 +190,7 @@ impl Root {
         self.write(path, &to_bytes(text), mode)
     }
 
-    /// Gives a file this content, in one step. A file that exists keeps mode, owner and extended attributes; a new one
+    /// Gives a file this content, in one step. A file that exists keeps mode, owner, extended attributes and flags; a new one
     /// gets `mode` and belongs to root. Nothing is done, and false comes back, when it has this content already.
     pub fn write(&self, path: impl AsRef<Path>, content: &[u8], mode: u32) -> Result<bool> {
         let path = path.as_ref();
@@ -217,6 +220,7 @@ impl Root {
             Err(Errno::NOENT) => None,
             Err(e) => return Err(e.into()),
         };
+        let attributes = old.as_ref().map(|old| Attributes::read(old.as_fd())).transpose()?;
         let mut temporary = OsString::from(".");
         temporary.push(&name);
         temporary.push(format!(".ka-{}", uuid::Uuid::new_v4().simple()));
@@ -225,16 +229,24 @@ impl Root {
             temporary = OsString::from(format!(".ka-{}", uuid::Uuid::new_v4().simple()));
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let new = fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(0o600))?;
-        let filled = fill(new, old.as_ref(), &parent, content, mode)
-            .and_then(|()| Ok(fs::renameat(&parent, &temporary, &parent, &name)?));
-        if filled.is_err() {
-            // The first error is the one that counts; a temporary file left over is the lesser evil.
-            let _ = fs::unlinkat(&parent, &temporary, AtFlags::empty());
-        } else if old.is_none() {
+        seal::around(&parent, &name, &mut || {
+            let mut new = File::from(fs::openat(&parent, &temporary, flags, Mode::from_raw_mode(0o600))?);
+            // Some flags can be given to an empty file only.
+            let filled = attributes
+                .map_or(Ok(()), |wanted| seal::give(&new, wanted.open()))
+                .and_then(|()| fill(&mut new, old.as_ref(), &parent, content, mode))
+                .and_then(|()| Ok(fs::renameat(&parent, &temporary, &parent, &name)?));
+            if filled.is_err() {
+                // The first error is the one that counts; a temporary file left over is the lesser evil.
+                let _ = fs::unlinkat(&parent, &temporary, AtFlags::empty());
+                return filled;
+            }
+            attributes.and_then(Attributes::seal).map_or(Ok(()), |wanted| seal::give(&new, wanted))
+        })?;
+        if old.is_none() {
             self.made.borrow_mut().push(path.to_string_lossy().into_owned());
         }
-        filled
+        Ok(())
     }
 
     /// Gives a file or directory another name beside the old one's; false when there is none, or it is kept.
@@ -256,7 +268,8 @@ impl Root {
             let dir = real_path(&parent).with_context(renaming)?;
             pending.rename(&dir.join(&old), &dir.join(name));
         } else {
-            fs::renameat(&parent, &old, &parent, name).with_context(renaming)?;
+            seal::around(&parent, &old, &mut || Ok(fs::renameat(&parent, &old, &parent, name)?))
+                .with_context(renaming)?;
         }
         Ok(true)
     }
@@ -272,7 +285,7 @@ impl Root {
         }
         let removing = || format!("removing {} of the clone", path.display());
         let (parent, name) = self.parent_of(path).with_context(removing)?;
-        let real = real_path(&parent).with_context(removing)?.join(name);
+        let real = real_path(&parent).with_context(removing)?.join(&name);
         let inside = real.strip_prefix(&self.place).map(|inside| Path::new("/").join(inside)).ok();
         let holds = |kept: &PathBuf| {
             kept.starts_with(path) || inside.as_ref().is_some_and(|inside| kept.starts_with(inside))
@@ -285,7 +298,14 @@ impl Root {
                 self.remove_tree(path.join(name))?;
             }
         } else {
-            std::fs::remove_dir_all(real).with_context(removing)?;
+            seal::around(&parent, &name, &mut || match std::fs::remove_dir_all(&real) {
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    seal::take_off_all(&parent, &name)?;
+                    Ok(std::fs::remove_dir_all(&real)?)
+                }
+                other => Ok(other?),
+            })
+            .with_context(removing)?;
         }
         Ok(true)
     }
@@ -300,8 +320,12 @@ impl Root {
             return self.write(path, b"", 0o644);
         }
         let emptying = || format!("emptying {} of the clone", path.display());
-        self.open_at(path, OFlags::WRONLY | OFlags::TRUNC | OFlags::NONBLOCK, Mode::empty())
-            .with_context(emptying)?;
+        let Place { parent, name } = self.locate(path).with_context(emptying)?;
+        seal::around(&parent, &name, &mut || {
+            self.open_at(path, OFlags::WRONLY | OFlags::TRUNC | OFlags::NONBLOCK, Mode::empty())?;
+            Ok(())
+        })
+        .with_context(emptying)?;
         Ok(true)
     }
 
@@ -323,20 +347,19 @@ impl Root {
             let place = place.and_then(|(parent, name)| Some(real_path(&parent).ok()?.join(name)));
             return Ok(place.map(|place| pending.set(place, Fate::Gone)).is_some());
         }
-        let removed = self.parent_of(path).and_then(|(parent, name)| {
-            let kind =
-                FileType::from_raw_mode(fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode);
-            if kind == FileType::Directory {
-                return Ok(false);
-            }
-            fs::unlinkat(&parent, &name, AtFlags::empty())?;
-            Ok(true)
+        let removing = || format!("removing {} of the clone", path.display());
+        let found = self.parent_of(path).and_then(|(parent, name)| {
+            let stat = fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok((FileType::from_raw_mode(stat.st_mode), parent, name))
         });
-        match removed {
-            Ok(done) => Ok(done),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(e) => Err(e).with_context(|| format!("removing {} of the clone", path.display())),
-        }
+        let (parent, name) = match found {
+            Ok((FileType::Directory, ..)) | Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            Ok((_, parent, name)) => (parent, name),
+            Err(e) => return Err(e).with_context(removing),
+        };
+        seal::around(&parent, &name, &mut || Ok(fs::unlinkat(&parent, &name, AtFlags::empty())?))
+            .with_context(removing)?;
+        Ok(true)
     }
 
     /// The names in a directory, sorted; empty when it does not exist.
@@ -410,7 +433,7 @@ impl Root {
         }
         let making = || format!("making the directory {} of the clone", path.display());
         let (parent, name) = self.parent_of(path).with_context(making)?;
-        fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o755)).with_context(making)
+        make_directory(&parent, &name).with_context(making)
     }
 
     /// A regular file, opened for reading; none when it does not exist.
@@ -440,7 +463,7 @@ impl Root {
         let fd = match self.open_at(Path::new(path), flags, Mode::empty()) {
             Err(Errno::NOENT) => {
                 let (parent, name) = self.parent_of(Path::new(path)).with_context(opening)?;
-                fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o755)).with_context(opening)?;
+                make_directory(&parent, &name).with_context(opening)?;
                 self.open_at(Path::new(path), flags, Mode::empty())
             }
             other => other,
@@ -488,6 +511,10 @@ impl Root {
     }
 }
 
+fn make_directory(parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    seal::around(parent, name, &mut || Ok(fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?))
+}
+
 /// Where an open file or directory lies, as a path of this process.
 fn real_path(fd: &OwnedFd) -> std::io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
@@ -510,28 +537,27 @@ fn label_like_parent(parent: &OwnedFd, file: &File) -> Result<()> {
     Ok(())
 }
 
-fn fill(new: OwnedFd, old: Option<&OwnedFd>, parent: &OwnedFd, content: &[u8], mode: u32) -> Result<()> {
-    let mut file = File::from(new);
+fn fill(file: &mut File, old: Option<&OwnedFd>, parent: &OwnedFd, content: &[u8], mode: u32) -> Result<()> {
     file.write_all(content)?;
     #[allow(clippy::unnecessary_cast, clippy::cast_lossless)] // its type differs between platforms
-    if fs::fstatfs(&file)?.f_type as i64 == MSDOS_SUPER_MAGIC {
-        fs::fsync(&file)?;
+    if fs::fstatfs(&*file)?.f_type as i64 == MSDOS_SUPER_MAGIC {
+        fs::fsync(&*file)?;
         return Ok(());
     }
     if old.is_none() {
-        label_like_parent(parent, &file)?;
+        label_like_parent(parent, file)?;
     }
     let mode = if let Some(old) = old {
         let stat = fs::fstat(old)?;
         let (uid, gid) = (fs::Uid::from_raw(stat.st_uid), fs::Gid::from_raw(stat.st_gid));
-        fs::fchown(&file, Some(uid), Some(gid))?;
-        copy_xattrs(old, &file)?;
+        fs::fchown(&*file, Some(uid), Some(gid))?;
+        copy_xattrs(old, file)?;
         stat.st_mode & 0o7777
     } else {
         mode
     };
-    fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    fs::fsync(&file)?;
+    fs::fchmod(&*file, Mode::from_raw_mode(mode))?;
+    fs::fsync(&*file)?;
     Ok(())
 }
 

@@ -12,6 +12,9 @@ use crate::entry::{Kind, MAX_PATH};
 /// Longest line, in bytes: all attributes that the packer sends of one entry, each byte escaped, and the paths.
 pub(super) const MAX_LINE: usize = 4 * (crate::pax::MAX_EXTENDED + 2 * MAX_PATH) + 4096;
 
+/// Most words of a line that are no attributes; none has so many.
+const MAX_WORDS: usize = 16;
+
 pub(crate) fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-_.,/:+@%~".contains(&byte) {
@@ -181,6 +184,8 @@ impl<'l> Words<'l> {
                 all.xattrs.push((name, unescape(value.as_bytes())?));
             } else if all.plain.iter().any(|(known, _)| *known == key) {
                 return Err(format!("`{key}` stands there twice"));
+            } else if all.plain.len() >= MAX_WORDS {
+                return Err("more words than an entry has".to_owned());
             } else {
                 all.plain.push((key, value));
             }
@@ -433,6 +438,10 @@ pub(super) mod tests {
         let meta = "mode=0644 uid=0 gid=0 time=0.000000000";
         for (text, expected) in [
             (String::new(), "not a path"),
+            (
+                format!("./a type=dir {meta}{}", (0..20).map(|i| format!(" w{i}=")).collect::<String>()),
+                "more words",
+            ),
             ("etc type=dir".to_owned(), "not a path"),
             (format!("./a/../b type=dir {meta}"), "not a path"),
             (format!("./a//b type=dir {meta}"), "not a path"),
