@@ -48,6 +48,11 @@ impl<'a> Line<'a> {
     fn is_swap(&self) -> bool {
         self.has("swap")
     }
+
+    /// Whether what is in it is made each time it is opened.
+    fn is_made_anew(&self) -> bool {
+        self.is_swap() || self.options.split(',').any(|o| o == "tmp" || o.starts_with("tmp="))
+    }
 }
 
 /// Whether a line of crypttab may stay, by its device.
@@ -85,6 +90,12 @@ impl Device {
                 }
             }
             Some(fs) => Self::Lost(format!("{} has {} on this node", line.device, fs.name())),
+            // It may be below an array, a group or a container, which is not told here.
+            None if line.is_made_anew()
+                && (volume.preserved || context.volumes.iter().any(|v| v.layer.is_some())) =>
+            {
+                Self::Lost(format!("{} may hold something on this node", line.device))
+            }
             None if spec.is_stable() && volume.layer.is_none() => Self::Fit,
             None => Self::Missing(format!("{} is no lasting name of this node's", line.device)),
         })
@@ -255,5 +266,11 @@ mod tests {
             let found = Device::of(&lab.context(), &Line::parse(&line).unwrap()).unwrap();
             assert_eq!(found == Device::Fit, fits, "{found:?}");
         }
+        // But one that may be below something else is not written over.
+        let line = format!("x {part} /dev/urandom tmp=ext4");
+        let line = Line::parse(&line).unwrap();
+        assert_eq!(Device::of(&lab.context(), &line).unwrap(), Device::Fit);
+        lab.volumes[1].layer = Some(Layer::Lvm { group: "g".into(), name: "l".into() });
+        assert!(matches!(Device::of(&lab.context(), &line).unwrap(), Device::Lost(_)));
     }
 }
