@@ -148,7 +148,7 @@ impl<'a> Context<'a> {
 
     /// What the initramfs mounts: `/`, and `/usr` where that is a file system of its own.
     fn early_volumes(&self) -> impl Iterator<Item = &Volume> {
-        ["/", "/usr"].into_iter().filter_map(|path| self.mounted_at(path))
+        ["/", "/usr"].into_iter().filter_map(move |path| self.mounted_at(path))
     }
 
     /// The volume that holds `/boot`, which may be the root file system.

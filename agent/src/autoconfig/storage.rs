@@ -5,7 +5,7 @@ use super::initramfs_tools::Builder;
 use super::{Change, Context, Piece, crypttab, mkinitcpio};
 use anyhow::Result;
 use ka_layout::model::Fs;
-use ka_layout::order::{Layer, Volume};
+use ka_layout::order::Layer;
 use std::collections::BTreeSet;
 
 /// Debian's place, and everybody else's.
@@ -232,6 +232,7 @@ mod tests {
     use super::super::testing::Lab;
     use super::*;
     use ka_layout::model::Mount;
+    use ka_layout::order::Volume;
 
     const CRYPTTAB: &str = crypttab::FILES[0];
     const ARCH: &str = crypttab::FILES[1];
