@@ -30,6 +30,7 @@ mod kernel_cmdline;
 mod leftovers;
 mod loader;
 mod machine_id;
+mod mkinitcpio;
 mod names;
 mod nvram;
 mod pending;
@@ -144,6 +145,11 @@ impl<'a> Context<'a> {
 
     fn root_volume(&self) -> Result<&Volume> {
         self.mounted_at("/").context("finding the root file system: no volume is mounted at /")
+    }
+
+    /// What the initramfs mounts: `/`, and `/usr` where that is a file system of its own.
+    fn early_volumes(&self) -> impl Iterator<Item = &Volume> {
+        ["/", "/usr"].into_iter().filter_map(move |path| self.mounted_at(path))
     }
 
     /// The volume that holds `/boot`, which may be the root file system.

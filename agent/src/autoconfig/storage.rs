@@ -2,14 +2,37 @@
 //! UUIDs are new on every node, and `mdadm.conf` for arrays. Its initramfs is built anew where it must find the root on them.
 
 use super::initramfs_tools::Builder;
-use super::{Change, Context, Piece, crypttab};
+use super::{Change, Context, Piece, crypttab, mkinitcpio};
 use anyhow::Result;
 use ka_layout::model::Fs;
-use ka_layout::order::{Layer, Volume};
+use ka_layout::order::Layer;
 use std::collections::BTreeSet;
 
 /// Debian's place, and everybody else's.
 const MDADM: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
+/// Options of crypttab that hold whatever opens the container; those that say by what (a key file's place, a token, a header
+/// elsewhere, a random key) hold for the golden machine's.
+const FOR_ANY_KEY: &[&str] = &[
+    "-",
+    "luks",
+    "discard",
+    "initramfs",
+    "noauto",
+    "nofail",
+    "timeout",
+    "readonly",
+    "read-only",
+    "same-cpu-crypt",
+    "submit-from-crypt-cpus",
+    "no-read-workqueue",
+    "no-write-workqueue",
+    "_netdev",
+    "noearly",
+    "loud",
+    "quiet",
+    "check",
+    "checkargs",
+];
 /// Ka's own file, on a clone with dracut.
 const DRACUT: &str = "/etc/dracut.conf.d/ka-storage.conf";
 
@@ -46,6 +69,12 @@ fn golden_has_lvm(context: &Context) -> bool {
 
 /// Lines of crypttab: those of this node's containers are set right, or added where no file has one.
 fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
+    // The initramfs of Arch has a table of its own.
+    let early: Vec<&str> = if mkinitcpio::has_sd_encrypt(context)? {
+        mkinitcpio::early_containers(context).into_iter().map(|(name, _)| name).collect()
+    } else {
+        Vec::new()
+    };
     let mut found: BTreeSet<&str> = BTreeSet::new();
     let mut changes = Vec::new();
     // The first file is the one that lines are added to, so it comes last.
@@ -59,11 +88,22 @@ fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
             let at = lines.iter().position(|l| crypttab::Line::parse(l).is_some_and(|l| l.name == *name));
             if let Some(at) = at {
                 found.insert(name);
-                if let Some(new) = with_device(&lines[at], &device) {
+                let (new, lost) = set_right(&lines[at], &device, options);
+                if new != lines[at] {
                     lines[at] = new;
                     done.push(Change::new("storage", *path, format!("{name} is now on {device}")));
                 }
-            } else if *path == crypttab::FILES[0] && !found.contains(name.as_str()) {
+                if !lost.is_empty() {
+                    let what = format!(
+                        "{name} is a new container, which its key from the server opens, and not the golden machine's {}",
+                        lost.join(", ")
+                    );
+                    done.push(Change::warning("storage", *path, what));
+                }
+            } else if (*path == crypttab::ARCH && early.contains(&name.as_str()))
+                || (*path == crypttab::FILES[0] && !found.contains(name.as_str()))
+            {
+                found.insert(name);
                 let line = format!("{name} {device} none {options}");
                 done.push(Change::new("storage", *path, format!("added: {line}")));
                 lines.push(line);
@@ -74,14 +114,40 @@ fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The line of crypttab with another device, its second field; none when it has that already.
-fn with_device(line: &str, device: &str) -> Option<String> {
-    let fields = crypttab::Line::parse(line)?;
-    // The name may occur in the device's: the second field is sought behind the first.
-    let from = line.find(fields.name)? + fields.name.len();
-    let start = from + line[from..].find(fields.device)?;
-    let new = format!("{}{device}{}", &line[..start], &line[start + fields.device.len()..]);
-    (fields.device != device).then_some(new)
+/// The line of crypttab with this device and without what opened the golden machine's container, which comes back beside
+/// it: this one knows no key but the server's, and is asked for it. Options that the layout gives replace the line's.
+fn set_right(line: &str, device: &str, given: &str) -> (String, Vec<String>) {
+    let (mut new, mut lost, mut rest) = (String::new(), Vec::new(), line);
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    for (i, word) in words.iter().enumerate() {
+        let at = rest.find(word).unwrap_or_default();
+        new.push_str(&rest[..at]);
+        rest = &rest[at + word.len()..];
+        match i {
+            1 => new.push_str(device),
+            2 if !["none", "-"].contains(word) => {
+                lost.push((*word).to_owned());
+                new.push_str("none");
+            }
+            3 => {
+                let is_good = |option: &&str| {
+                    let name = option.split('=').next().unwrap_or_default();
+                    FOR_ANY_KEY.contains(&name) || name.starts_with("x-") || name.starts_with("perf-")
+                };
+                let (good, bad): (Vec<&str>, Vec<&str>) = word.split(',').partition(is_good);
+                lost.extend(bad.into_iter().filter(|o| !o.is_empty()).map(str::to_owned));
+                let own = if good.is_empty() { given.to_owned() } else { good.join(",") };
+                new.push_str(if given == "luks" { &own } else { given });
+            }
+            _ => new.push_str(word),
+        }
+    }
+    new.push_str(rest);
+    if given != "luks" && words.len() < 4 {
+        new.push_str(if words.len() < 3 { " none " } else { " " });
+        new.push_str(given);
+    }
+    (new, lost)
 }
 
 /// Writes what was `done`; says so when the policy keeps the file as it is.
@@ -93,15 +159,18 @@ fn written(context: &Context, path: &str, lines: &[String], done: Vec<Change>) -
     Ok(vec![Change::warning("storage", path, format!("kept by policy; else: {}", wanted.join("; ")))])
 }
 
-/// dracut assembles nothing that its command line does not name: what `/` and swap lie on goes into its configuration.
+/// dracut assembles nothing that its command line does not name: what `/`, `/usr` and swap lie on goes into its configuration.
 fn dracut(context: &Context) -> Result<Vec<Change>> {
     let has_dracut = Builder::find(context) == Some(Builder::Dracut);
-    let needed = context.volumes.iter().filter(|v| is_root(v) || v.fs == Some(Fs::Swap));
+    let swaps = context.volumes.iter().filter(|v| v.fs == Some(Fs::Swap));
+    let needed = context.early_volumes().chain(swaps);
     let mut words: Vec<String> = Vec::new();
     for layer in needed.flat_map(|v| v.layer.iter().chain(&v.below)).filter(|_| has_dracut) {
         let word = match layer {
             Layer::Raid { uuid, .. } => format!("rd.md.uuid={uuid}"),
-            Layer::Luks { uuid, .. } => format!("rd.luks.uuid={uuid}"),
+            // Without systemd the first opens it and the second names it; with systemd, which reads neither here, dracut
+            // waits for the first.
+            Layer::Luks { name, uuid, .. } => format!("rd.luks.uuid={uuid} rd.luks.name={uuid}={name}"),
             Layer::Lvm { group, name } => format!("rd.lvm.lv={group}/{name}"),
         };
         if !words.contains(&word) {
@@ -114,18 +183,18 @@ fn dracut(context: &Context) -> Result<Vec<Change>> {
         return Ok(removed.then(|| Change::new("storage", DRACUT, what)).into_iter().collect());
     }
     let words = words.join(" ");
-    let text =
+    let mut text =
         format!("# Written by ka: what the root file system lies on.\nkernel_cmdline+=\" {words} \"\n");
+    if words.contains("rd.luks.") && context.root.exists(crypttab::FILES[0]) {
+        // An image that is not for this host only has none, and systemd in it opens what stands there, by that name.
+        text.push_str(&format!("install_items+=\" {} \"\n", crypttab::FILES[0]));
+    }
     if context.root.read_text(DRACUT)?.as_deref() == Some(&text) {
         return Ok(Vec::new());
     }
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     context.root.make_dir("/etc/dracut.conf.d")?;
     written(context, DRACUT, &lines, vec![Change::new("storage", DRACUT, format!("now: {words}"))])
-}
-
-fn is_root(volume: &Volume) -> bool {
-    volume.mount.as_ref().is_some_and(|m| m.path == "/")
 }
 
 /// `ARRAY` lines of mdadm.conf: the golden node's arrays are not this node's.
@@ -140,7 +209,8 @@ fn arrays(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
         })
         .collect();
     let path = MDADM.into_iter().find(|p| context.root.exists(p));
-    let Some(path) = path.or((!wanted.is_empty()).then_some(MDADM[0])) else { return Ok(Vec::new()) };
+    let own = if context.root.is_dir("/etc/mdadm") { MDADM[0] } else { MDADM[1] };
+    let Some(path) = path.or((!wanted.is_empty()).then_some(own)) else { return Ok(Vec::new()) };
     let old = context.root.read_text(path)?.unwrap_or_default();
     let is_array =
         |l: &&str| l.split_ascii_whitespace().next().is_some_and(|w| w.eq_ignore_ascii_case("ARRAY"));
@@ -161,12 +231,14 @@ fn arrays(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
 mod tests {
     use super::super::testing::Lab;
     use super::*;
+    use ka_layout::model::Mount;
+    use ka_layout::order::Volume;
 
     const CRYPTTAB: &str = crypttab::FILES[0];
     const ARCH: &str = crypttab::FILES[1];
 
     fn luks(name: &str, uuid: &str) -> Layer {
-        Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks,discard".into() }
+        Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks".into() }
     }
 
     #[test]
@@ -174,12 +246,12 @@ mod tests {
         let mut lab = Lab::new();
         lab.volumes[2].layer = Some(luks("a", "1111"));
         lab.volumes[1].layer = Some(luks("b", "2222"));
-        lab.file(CRYPTTAB, "# x\na   UUID=aaaa  /etc/a.key luks\nother /dev/sda9 none nofail\n");
+        lab.file(CRYPTTAB, "# x\na   UUID=aaaa  none luks\nother /dev/sda9 none nofail\n");
         let context = lab.context();
         assert_eq!(Storage.apply(&context).unwrap().len(), 2);
         assert_eq!(
             lab.read(CRYPTTAB),
-            "# x\na   UUID=1111  /etc/a.key luks\nother /dev/sda9 none nofail\nb UUID=2222 none luks,discard\n"
+            "# x\na   UUID=1111  none luks\nother /dev/sda9 none nofail\nb UUID=2222 none luks\n"
         );
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
         drop(context);
@@ -210,6 +282,39 @@ mod tests {
     }
 
     #[test]
+    fn a_new_container_is_not_opened_by_the_golden_key() {
+        let cases = [
+            ("/etc/keys/root.key luks,discard", "none luks,discard", "/etc/keys/root.key"),
+            ("none  luks,keyscript=/bin/k,initramfs", "none  luks,initramfs", "keyscript=/bin/k"),
+            ("- tpm2-device=auto,x-initrd.attach", "- x-initrd.attach", "tpm2-device=auto"),
+            ("- pkcs11-uri=auto", "- luks", "pkcs11-uri=auto"),
+            ("/dev/urandom swap,cipher=aes-xts-plain64", "none luks", "/dev/urandom, swap, cipher="),
+            ("none luks,header=/h,tries=1,key-slot=1,timeout=9", "none luks,timeout=9", "header=/h, tries=1"),
+            ("none luks,", "none luks", ""),
+        ];
+        for (old, wanted, told) in cases {
+            let mut lab = Lab::new();
+            lab.volumes[2].layer = Some(luks("a", "1111"));
+            lab.file(CRYPTTAB, &format!("a\tUUID=aaaa {old}\n"));
+            let changes = Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(CRYPTTAB), format!("a\tUUID=1111 {wanted}\n"));
+            let warned = changes.iter().any(|c| c.warning && c.what.contains(told));
+            assert_eq!(warned, !told.is_empty(), "{changes:?}");
+            assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+        }
+        // What the layout says of it goes before what the golden machine said.
+        let mut lab = Lab::new();
+        let options = "luks,tpm2-device=auto".to_owned();
+        lab.volumes[2].layer = Some(Layer::Luks { name: "a".into(), uuid: "1111".into(), options });
+        for old in ["a UUID=aaaa", "a UUID=aaaa none", "a UUID=aaaa /k luks,discard"] {
+            lab.file(CRYPTTAB, &format!("{old}\n"));
+            Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(CRYPTTAB), "a UUID=1111 none luks,tpm2-device=auto\n");
+        }
+        assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
     fn arrays_are_this_nodes_own() {
         let mut lab = Lab::new();
         let conf = MDADM[0];
@@ -227,6 +332,21 @@ mod tests {
             "HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md/root metadata=1.2 UUID=1:2:3:4\n"
         );
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
+    fn mdadms_file_is_made_where_the_distribution_has_it() {
+        for (debian, path) in [(true, MDADM[0]), (false, MDADM[1])] {
+            let mut lab = Lab::new();
+            lab.volumes[2].layer =
+                Some(Layer::Raid { name: "root".into(), uuid: "1:2:3:4".into(), metadata: "1.2".into() });
+            lab.file("/etc/fstab", "");
+            if debian {
+                std::fs::create_dir(lab.target.join("etc/mdadm")).unwrap();
+            }
+            Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(path), "ARRAY /dev/md/root metadata=1.2 UUID=1:2:3:4\n");
+        }
     }
 
     #[test]
@@ -251,13 +371,32 @@ mod tests {
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
         drop(context);
         let now = lab.read(DRACUT);
+        let luks = "rd.luks.uuid=1111 rd.luks.name=1111=crypt";
         assert!(
-            now.ends_with("kernel_cmdline+=\" rd.lvm.lv=vg0/root rd.luks.uuid=1111 rd.md.uuid=1:2:3:4 \"\n"),
+            now.ends_with(&format!(
+                "\nkernel_cmdline+=\" rd.lvm.lv=vg0/root {luks} rd.md.uuid=1:2:3:4 \"\ninstall_items+=\" /etc/crypttab \"\n"
+            )),
             "{now}"
         );
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
         let cmdline = &super::super::kernel_cmdline::KernelCmdline;
         assert!(cmdline.apply(&lab.context()).unwrap().is_empty(), "all of it is on this node");
+        // The initramfs mounts /usr too.
+        let mut usr = lab.volumes[2].clone();
+        usr.mount = Some(Mount { path: "/usr".into(), options: None });
+        usr.layer = Some(Layer::Lvm { group: "vg0".into(), name: "usr".into() });
+        lab.volumes.push(usr);
+        Storage.apply(&lab.context()).unwrap();
+        assert!(lab.read(DRACUT).contains(" rd.lvm.lv=vg0/usr "), "{}", lab.read(DRACUT));
+        // Without a container there is no need of crypttab.
+        lab.volumes.truncate(3);
+        lab.volumes[2].below.clear();
+        Storage.apply(&lab.context()).unwrap();
+        assert!(
+            lab.read(DRACUT).ends_with("kernel_cmdline+=\" rd.lvm.lv=vg0/root \"\n"),
+            "{}",
+            lab.read(DRACUT)
+        );
         // The next generation may lie on a plain partition.
         lab.volumes.truncate(3);
         (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());

@@ -5,12 +5,12 @@
 use super::fstab::Line;
 use super::grub::{EFIVARS, efi_arch, esp, on_esp};
 use super::loader::{self, Loader};
-use super::names::Spec;
 use super::{
     Context, chroot::Chroot, crypttab, entries, esp_files, extlinux, grub_cfg, grubenv, kernel_cmdline,
 };
-use super::{machine_id, nvram, uki};
+use super::{machine_id, mkinitcpio, nvram, uki};
 use anyhow::{Context as _, Result, bail};
+use ka_layout::model::Fs;
 use ka_layout::order::Firmware;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -41,6 +41,7 @@ pub fn verify(context: &Context) -> Result<()> {
     check(boot_files(context));
     // Who skips this brings another boot loader by a hook, which only its author can check.
     if !context.skips("bootloader") {
+        check(mkinitcpio::problems(context));
         match loader::detect(context) {
             Ok(loader) => {
                 check(menu(context, &loader));
@@ -71,6 +72,13 @@ fn fstab(context: &Context) -> Result<Vec<String>> {
             match names.bearer(&spec) {
                 None => problems.push(format!("/etc/fstab names {}, which is not on this node", line.spec)),
                 Some(volume) => {
+                    if !line.is_kind_of(volume) {
+                        let found = volume.fs.map_or("nothing", Fs::name);
+                        problems.push(format!(
+                            "/etc/fstab has {} for {}, which is {found} on this node",
+                            line.kind, line.spec
+                        ));
+                    }
                     let right =
                         volume.mount.as_ref().is_none_or(|m| m.path != "/") || line.mount_path() == "/";
                     if !right && !line.has("bind") && !line.options.contains("subvol") {
@@ -90,12 +98,16 @@ fn crypttab(context: &Context) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for path in crypttab::FILES {
         let text = context.root.read_text(path)?.unwrap_or_default();
-        let lines = text.lines().filter_map(crypttab::Line::parse).filter(|l| !l.is_optional());
-        let lost =
-            lines.filter(|l| Spec::parse(l.device).is_some_and(|s| context.names().bearer(&s).is_none()));
-        problems.extend(
-            lost.map(|l| format!("{path} names {} ({}), which is not on this node", l.device, l.name)),
-        );
+        for line in text.lines().filter_map(crypttab::Line::parse) {
+            let (device, name) = (line.device, line.name);
+            match crypttab::Device::of(context, &line)? {
+                crypttab::Device::Missing(_) if !line.is_optional() => {
+                    problems.push(format!("{path} names {device} ({name}), which is not on this node"));
+                }
+                crypttab::Device::Lost(why) => problems.push(format!("{path} would open {name}: {why}")),
+                crypttab::Device::Missing(_) | crypttab::Device::Fit => {}
+            }
+        }
     }
     Ok(problems)
 }
@@ -325,9 +337,19 @@ mod tests {
     fn each_name_that_does_not_resolve_fails_it() {
         let cases = [
             ("/etc/fstab", "UUID=dead / ext4 defaults 0 1\n", "/etc/fstab names UUID=dead"),
+            (
+                "/etc/fstab",
+                "LABEL=label3 / xfs defaults 0 1\n",
+                "/etc/fstab has xfs for LABEL=label3, which is ext4",
+            ),
             ("/etc/fstab", "# empty\n", "/etc/fstab does not mount /"),
             ("/etc/fstab", "/dev/disk/by-id/x / ext4 defaults 0 1\n", "/etc/fstab names /dev/disk/by-id/x"),
             ("/etc/crypttab", "c UUID=dead none luks\n", "/etc/crypttab names UUID=dead (c)"),
+            (
+                "/etc/crypttab",
+                "c /dev/nvme0n1p3 /dev/urandom swap,nofail\n",
+                "/etc/crypttab would open c: /dev/nvme0n1p3 has ext4",
+            ),
             ("/etc/default/grub", "A=\"resume=/dev/sda2\"\n", "/etc/default/grub has resume="),
             ("/etc/kernel/cmdline", "root=LABEL=x\n", "/etc/kernel/cmdline has root="),
             ("/etc/machine-id", "\n", "/etc/machine-id is no machine id"),
