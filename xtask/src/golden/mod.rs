@@ -172,7 +172,6 @@ fn recipe_hash(guest: &Guest) -> u64 {
     let parts = [RECIPE, guest.suite, guest.packages, menu_word(guest), HOSTNAME, PASSWORD];
     parts
         .iter()
-        .iter()
         .chain(&[ROOT_UUID, SWAP_UUID, ESP_UUID])
         .flat_map(|part| part.bytes())
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

@@ -5,7 +5,6 @@ use super::rows::Row;
 use crate::lab::vm::Board;
 use anyhow::{Context, Result};
 use std::path::Path;
-use std::time::Duration;
 
 /// What came of a row.
 #[derive(Debug)]
@@ -84,6 +83,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::super::rows::SERIES;
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn the_table_says_what_failed() {
