@@ -396,7 +396,7 @@ impl Users {
                         Ok(partitions) => {
                             users.extend(partitions.iter().flat_map(|p| {
                                 self.of(roots, &own.join(&p.name), &p.name, &p.device, leftovers)
-                            }))
+                            }));
                         }
                         Err(e) => users.push(format!("its partitions cannot be told: {e:#}")),
                     }

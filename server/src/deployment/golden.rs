@@ -95,7 +95,7 @@ impl Plan {
         if args.sends_tree() {
             match std::fs::read_to_string(root.join("etc/fstab")) {
                 Ok(text) => {
-                    warnings.extend(fstab::warnings(&text, &mounts.into_iter().collect(), &args.drop_fstab))
+                    warnings.extend(fstab::warnings(&text, &mounts.into_iter().collect(), &args.drop_fstab));
                 }
                 // The clone gets the layout's lines.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
