@@ -251,11 +251,11 @@ impl Reader {
             return Ok(Outcome::Vanished);
         }
         let start = out.len();
-        match self.open_file(path, fd, stat, true, out)? {
+        match self.read_file(path, fd, stat, true, out)? {
             Read::Done(outcome) => Ok(outcome),
             Read::Changed(fd, stat) => {
                 out.truncate(start);
-                match self.open_file(path, fd, stat, false, out)? {
+                match self.read_file(path, fd, stat, false, out)? {
                     Read::Done(outcome) => Ok(outcome),
                     Read::Changed(..) => Err(fail("reading", path, Errno::AGAIN)),
                 }
@@ -265,7 +265,7 @@ impl Reader {
 
     /// Appends the entry of a regular file that looked like `stat` a moment ago. With `first`, what changed meanwhile is
     /// handed back for another try: its owner may be the old one and its extended attributes the new ones.
-    fn open_file(
+    fn read_file(
         &mut self,
         path: &[u8],
         fd: OwnedFd,

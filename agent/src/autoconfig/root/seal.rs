@@ -51,6 +51,10 @@ pub(super) fn around(parent: &OwnedFd, name: &OsStr, change: &mut dyn FnMut() ->
     }
     result = result.and_then(|()| change());
     for (fd, flags) in off {
+        // Removed for good, and with no other name.
+        if fs::fstat(&fd)?.st_nlink == 0 {
+            continue;
+        }
         let again = ioctl_setflags(fd, flags).context("setting the flags again that were there (chattr)");
         result = result.and(again);
     }
