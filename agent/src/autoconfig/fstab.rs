@@ -11,7 +11,8 @@ use ka_layout::model::Fs;
 use ka_layout::order::Volume;
 use std::path::Path;
 
-const PATH: &str = "/etc/fstab";
+/// The file.
+pub const PATH: &str = "/etc/fstab";
 /// Drives of removable media: they belong to the machine and not to the clone.
 const REMOVABLE: &[&str] = &["/dev/sr", "/dev/scd", "/dev/cdrom", "/dev/dvd", "/dev/fd0", "/dev/floppy"];
 

@@ -5,7 +5,6 @@
 use super::fstab::Line;
 use super::grub::{EFIVARS, efi_arch, esp, on_esp};
 use super::loader::{self, Loader};
-use super::names::Spec;
 use super::{
     Context, chroot::Chroot, crypttab, entries, esp_files, extlinux, grub_cfg, grubenv, kernel_cmdline,
 };
@@ -90,12 +89,16 @@ fn crypttab(context: &Context) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for path in crypttab::FILES {
         let text = context.root.read_text(path)?.unwrap_or_default();
-        let lines = text.lines().filter_map(crypttab::Line::parse).filter(|l| !l.is_optional());
-        let lost =
-            lines.filter(|l| Spec::parse(l.device).is_some_and(|s| context.names().bearer(&s).is_none()));
-        problems.extend(
-            lost.map(|l| format!("{path} names {} ({}), which is not on this node", l.device, l.name)),
-        );
+        for line in text.lines().filter_map(crypttab::Line::parse) {
+            let (device, name) = (line.device, line.name);
+            match crypttab::Device::of(context, &line)? {
+                crypttab::Device::Missing(_) if !line.is_optional() => {
+                    problems.push(format!("{path} names {device} ({name}), which is not on this node"));
+                }
+                crypttab::Device::Lost(why) => problems.push(format!("{path} would open {name}: {why}")),
+                crypttab::Device::Missing(_) | crypttab::Device::Fit => {}
+            }
+        }
     }
     Ok(problems)
 }
@@ -324,6 +327,11 @@ mod tests {
             ("/etc/fstab", "# empty\n", "/etc/fstab does not mount /"),
             ("/etc/fstab", "/dev/disk/by-id/x / ext4 defaults 0 1\n", "/etc/fstab names /dev/disk/by-id/x"),
             ("/etc/crypttab", "c UUID=dead none luks\n", "/etc/crypttab names UUID=dead (c)"),
+            (
+                "/etc/crypttab",
+                "c /dev/nvme0n1p3 /dev/urandom swap,nofail\n",
+                "/etc/crypttab would open c: /dev/nvme0n1p3 has ext4",
+            ),
             ("/etc/default/grub", "A=\"resume=/dev/sda2\"\n", "/etc/default/grub has resume="),
             ("/etc/kernel/cmdline", "root=LABEL=x\n", "/etc/kernel/cmdline has root="),
             ("/etc/machine-id", "\n", "/etc/machine-id is no machine id"),
