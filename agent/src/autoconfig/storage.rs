@@ -10,6 +10,29 @@ use std::collections::BTreeSet;
 
 /// Debian's place, and everybody else's.
 const MDADM: [&str; 2] = ["/etc/mdadm/mdadm.conf", "/etc/mdadm.conf"];
+/// Options of crypttab that hold whatever opens the container; those that say by what (a key file's place, a token, a header
+/// elsewhere, a random key) hold for the golden machine's.
+const FOR_ANY_KEY: &[&str] = &[
+    "-",
+    "luks",
+    "discard",
+    "initramfs",
+    "noauto",
+    "nofail",
+    "timeout",
+    "readonly",
+    "read-only",
+    "same-cpu-crypt",
+    "submit-from-crypt-cpus",
+    "no-read-workqueue",
+    "no-write-workqueue",
+    "_netdev",
+    "noearly",
+    "loud",
+    "quiet",
+    "check",
+    "checkargs",
+];
 /// Ka's own file, on a clone with dracut.
 const DRACUT: &str = "/etc/dracut.conf.d/ka-storage.conf";
 
@@ -59,9 +82,17 @@ fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
             let at = lines.iter().position(|l| crypttab::Line::parse(l).is_some_and(|l| l.name == *name));
             if let Some(at) = at {
                 found.insert(name);
-                if let Some(new) = with_device(&lines[at], &device) {
+                let (new, lost) = set_right(&lines[at], &device, options);
+                if new != lines[at] {
                     lines[at] = new;
                     done.push(Change::new("storage", *path, format!("{name} is now on {device}")));
+                }
+                if !lost.is_empty() {
+                    let what = format!(
+                        "{name} is a new container, which its key from the server opens, and not the golden machine's {}",
+                        lost.join(", ")
+                    );
+                    done.push(Change::warning("storage", *path, what));
                 }
             } else if *path == crypttab::FILES[0] && !found.contains(name.as_str()) {
                 let line = format!("{name} {device} none {options}");
@@ -74,14 +105,41 @@ fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The line of crypttab with another device, its second field; none when it has that already.
-fn with_device(line: &str, device: &str) -> Option<String> {
-    let fields = crypttab::Line::parse(line)?;
-    // The name may occur in the device's: the second field is sought behind the first.
-    let from = line.find(fields.name)? + fields.name.len();
-    let start = from + line[from..].find(fields.device)?;
-    let new = format!("{}{device}{}", &line[..start], &line[start + fields.device.len()..]);
-    (fields.device != device).then_some(new)
+/// The line of crypttab with this device and without what opened the golden machine's container, which comes back beside
+/// it: this one knows no key but the server's, and is asked for it. Options that the layout gives replace the line's.
+fn set_right(line: &str, device: &str, given: &str) -> (String, Vec<String>) {
+    let (mut new, mut lost, mut rest) = (String::new(), Vec::new(), line);
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    for (i, word) in words.iter().enumerate() {
+        let at = rest.find(word).unwrap_or_default();
+        new.push_str(&rest[..at]);
+        rest = &rest[at + word.len()..];
+        match i {
+            1 => new.push_str(device),
+            2 if !["none", "-"].contains(word) => {
+                lost.push((*word).to_owned());
+                new.push_str("none");
+            }
+            3 => {
+                let is_good = |option: &&str| {
+                    let name = option.split('=').next().unwrap_or_default();
+                    FOR_ANY_KEY.contains(&name) || name.starts_with("x-") || name.starts_with("perf-")
+                };
+                let (good, bad): (Vec<&str>, Vec<&str>) = word.split(',').partition(is_good);
+                let is_lost = |o: &&str| !o.is_empty() && !given.split(',').any(|own| own == *o);
+                lost.extend(bad.into_iter().filter(is_lost).map(str::to_owned));
+                let own = if good.is_empty() { given.to_owned() } else { good.join(",") };
+                new.push_str(if given == "luks" { &own } else { given });
+            }
+            _ => new.push_str(word),
+        }
+    }
+    new.push_str(rest);
+    if given != "luks" && words.len() < 4 {
+        new.push_str(if words.len() < 3 { " none " } else { " " });
+        new.push_str(given);
+    }
+    (new, lost)
 }
 
 /// Writes what was `done`; says so when the policy keeps the file as it is.
@@ -166,7 +224,7 @@ mod tests {
     const ARCH: &str = crypttab::FILES[1];
 
     fn luks(name: &str, uuid: &str) -> Layer {
-        Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks,discard".into() }
+        Layer::Luks { name: name.into(), uuid: uuid.into(), options: "luks".into() }
     }
 
     #[test]
@@ -174,12 +232,12 @@ mod tests {
         let mut lab = Lab::new();
         lab.volumes[2].layer = Some(luks("a", "1111"));
         lab.volumes[1].layer = Some(luks("b", "2222"));
-        lab.file(CRYPTTAB, "# x\na   UUID=aaaa  /etc/a.key luks\nother /dev/sda9 none nofail\n");
+        lab.file(CRYPTTAB, "# x\na   UUID=aaaa  none luks\nother /dev/sda9 none nofail\n");
         let context = lab.context();
         assert_eq!(Storage.apply(&context).unwrap().len(), 2);
         assert_eq!(
             lab.read(CRYPTTAB),
-            "# x\na   UUID=1111  /etc/a.key luks\nother /dev/sda9 none nofail\nb UUID=2222 none luks,discard\n"
+            "# x\na   UUID=1111  none luks\nother /dev/sda9 none nofail\nb UUID=2222 none luks\n"
         );
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
         drop(context);
@@ -207,6 +265,39 @@ mod tests {
         // A line of this node's own is no business of the other piece, whatever the golden device was.
         lab.file(CRYPTTAB, "a UUID=aaaa none luks\n");
         assert!(crypttab::Crypttab.apply(&lab.context()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_new_container_is_not_opened_by_the_golden_key() {
+        let cases = [
+            ("/etc/keys/root.key luks,discard", "none luks,discard", "/etc/keys/root.key"),
+            ("none  luks,keyscript=/bin/k,initramfs", "none  luks,initramfs", "keyscript=/bin/k"),
+            ("- tpm2-device=auto,x-initrd.attach", "- x-initrd.attach", "tpm2-device=auto"),
+            ("- pkcs11-uri=auto", "- luks", "pkcs11-uri=auto"),
+            ("/dev/urandom swap,cipher=aes-xts-plain64", "none luks", "/dev/urandom, swap, cipher="),
+            ("none luks,header=/h,tries=1,key-slot=1,timeout=9", "none luks,timeout=9", "header=/h, tries=1"),
+            ("none luks,", "none luks", ""),
+        ];
+        for (old, wanted, told) in cases {
+            let mut lab = Lab::new();
+            lab.volumes[2].layer = Some(luks("a", "1111"));
+            lab.file(CRYPTTAB, &format!("a\tUUID=aaaa {old}\n"));
+            let changes = Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(CRYPTTAB), format!("a\tUUID=1111 {wanted}\n"));
+            let warned = changes.iter().any(|c| c.warning && c.what.contains(told));
+            assert_eq!(warned, !told.is_empty(), "{changes:?}");
+            assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+        }
+        // What the layout says of it goes before what the golden machine said.
+        let mut lab = Lab::new();
+        let options = "luks,tpm2-device=auto".to_owned();
+        lab.volumes[2].layer = Some(Layer::Luks { name: "a".into(), uuid: "1111".into(), options });
+        for old in ["a UUID=aaaa", "a UUID=aaaa none", "a UUID=aaaa /k luks,discard"] {
+            lab.file(CRYPTTAB, &format!("{old}\n"));
+            Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(CRYPTTAB), "a UUID=1111 none luks,tpm2-device=auto\n");
+        }
+        assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
     }
 
     #[test]
