@@ -169,6 +169,16 @@ impl<'a> Line<'a> {
         self.kind == "vfat" && ["/boot/efi", "/efi"].contains(&self.mount_path().as_str())
     }
 
+    /// Whether its kind is that of what was made on `volume`: one of a list, or any.
+    pub fn is_kind_of(&self, volume: &Volume) -> bool {
+        let Some(fs) = volume.fs else { return true };
+        self.kind.split(',').any(|kind| {
+            // One driver mounts these three.
+            let is_ext = kind == "ext4" && matches!(fs, Fs::Ext2 | Fs::Ext3);
+            kind == fs.name() || kind == "auto" || is_ext
+        })
+    }
+
     fn contains(&self, word: &str) -> bool {
         [self.spec, self.dir, self.kind].contains(&word) || self.has(word)
     }
@@ -192,11 +202,13 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
         Meaning::Kept(kept) => match by_place(context, &fields) {
             // Subvolumes share a UUID; the layout gives this one a file system of its own.
             Some(volume) if kept.fs == Some(Fs::Btrfs) && volume.device != kept.device => volume,
-            _ => return Outcome::Keep,
+            _ => return with_kind(line, &fields, kept),
         },
         Meaning::Renamed(volume) => volume,
         Meaning::NotHere(_) | Meaning::Unknown => match by_place(context, &fields) {
-            Some(volume) if spec.is_stable() && spec.names(volume) => return Outcome::Keep,
+            Some(volume) if spec.is_stable() && spec.names(volume) => {
+                return with_kind(line, &fields, volume);
+            }
             Some(volume) => volume,
             None if fields.is_optional() || fields.is_swap() || fields.is_esp() => {
                 return comment_out(line, &format!("{} does not exist on this node", fields.spec));
@@ -215,6 +227,19 @@ fn rewrite(context: &Context, line: &str) -> Outcome {
     match replace_spec_and_kind(line, &fields, &name, volume) {
         Some(new) => Outcome::Replace(new, format!("{} is now {name} ({})", fields.spec, fields.dir)),
         None => Outcome::Fail(format!("{} cannot be rewritten", fields.spec)),
+    }
+}
+
+/// The line whose name holds; its kind may not, where the layout makes another file system of that name.
+fn with_kind(line: &str, fields: &Line, volume: &Volume) -> Outcome {
+    let Some(fs) = volume.fs.filter(|_| !fields.is_kind_of(volume)) else { return Outcome::Keep };
+    let reason = format!("{} is {} on this node", fields.spec, fs.name());
+    if fields.is_swap() || (fs == Fs::Swap && fields.is_optional()) {
+        return comment_out(line, &reason);
+    }
+    match replace_spec_and_kind(line, fields, fields.spec, volume).filter(|_| fs != Fs::Swap) {
+        Some(new) => Outcome::Replace(new, format!("{reason} ({})", fields.dir)),
+        None => Outcome::Fail(format!("{reason} and cannot be mounted at {} as {}", fields.dir, fields.kind)),
     }
 }
 
@@ -471,6 +496,41 @@ mod tests {
             "{}",
             lab.read(PATH)
         );
+    }
+
+    #[test]
+    fn another_kind_under_the_same_name_is_written() {
+        let mut lab = Lab::new();
+        lab.volumes[2].fs = Some(Fs::Xfs);
+        // By the golden facts, and by what the volume bears where they are silent.
+        for facts in [true, false] {
+            if !facts {
+                lab.order.golden.filesystems.clear();
+            }
+            for name in [format!("UUID={ROOT_UUID}"), "LABEL=label3".into()] {
+                lab.file(PATH, &format!("{name}  / ext4  errors=remount-ro,noatime 0 1\nUUID={ESP_UUID} /boot/efi auto umask=0077 0 1\nUUID={SWAP_UUID} none swap sw 0 0\n"));
+                assert_eq!(Fstab.apply(&lab.context()).unwrap().len(), 1);
+                assert!(
+                    lab.read(PATH).starts_with(&format!("{name}  / xfs  noatime 0 1\n")),
+                    "{}",
+                    lab.read(PATH)
+                );
+                assert!(Fstab.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+            }
+        }
+        // One driver for ext2, ext3 and ext4.
+        lab.volumes[2].fs = Some(Fs::Ext3);
+        lab.file(PATH, &kept());
+        assert!(Fstab.apply(&lab.context()).unwrap().is_empty());
+        // What is swap on one side only cannot be set right by its kind.
+        lab.file(PATH, &format!("{}LABEL=label3 none swap sw 0 0\n", kept()));
+        Fstab.apply(&lab.context()).unwrap();
+        assert!(
+            lab.read(PATH).contains("\n# ka: LABEL=label3 is ext3 on this node:\n#LABEL=label3 none swap")
+        );
+        lab.file(PATH, &format!("{}LABEL=label2 /srv ext4 defaults 0 0\n", kept()));
+        let error = Fstab.apply(&lab.context()).unwrap_err().to_string();
+        assert!(error.contains("LABEL=label2 is swap on this node and cannot be mounted at /srv"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
 };
 use super::{machine_id, nvram, uki};
 use anyhow::{Context as _, Result, bail};
+use ka_layout::model::Fs;
 use ka_layout::order::Firmware;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -70,6 +71,13 @@ fn fstab(context: &Context) -> Result<Vec<String>> {
             match names.bearer(&spec) {
                 None => problems.push(format!("/etc/fstab names {}, which is not on this node", line.spec)),
                 Some(volume) => {
+                    if !line.is_kind_of(volume) {
+                        let found = volume.fs.map_or("nothing", Fs::name);
+                        problems.push(format!(
+                            "/etc/fstab has {} for {}, which is {found} on this node",
+                            line.kind, line.spec
+                        ));
+                    }
                     let right =
                         volume.mount.as_ref().is_none_or(|m| m.path != "/") || line.mount_path() == "/";
                     if !right && !line.has("bind") && !line.options.contains("subvol") {
@@ -324,6 +332,11 @@ mod tests {
     fn each_name_that_does_not_resolve_fails_it() {
         let cases = [
             ("/etc/fstab", "UUID=dead / ext4 defaults 0 1\n", "/etc/fstab names UUID=dead"),
+            (
+                "/etc/fstab",
+                "LABEL=label3 / xfs defaults 0 1\n",
+                "/etc/fstab has xfs for LABEL=label3, which is ext4",
+            ),
             ("/etc/fstab", "# empty\n", "/etc/fstab does not mount /"),
             ("/etc/fstab", "/dev/disk/by-id/x / ext4 defaults 0 1\n", "/etc/fstab names /dev/disk/by-id/x"),
             ("/etc/crypttab", "c UUID=dead none luks\n", "/etc/crypttab names UUID=dead (c)"),
