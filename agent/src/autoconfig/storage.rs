@@ -198,7 +198,8 @@ fn arrays(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
         })
         .collect();
     let path = MDADM.into_iter().find(|p| context.root.exists(p));
-    let Some(path) = path.or((!wanted.is_empty()).then_some(MDADM[0])) else { return Ok(Vec::new()) };
+    let own = if context.root.is_dir("/etc/mdadm") { MDADM[0] } else { MDADM[1] };
+    let Some(path) = path.or((!wanted.is_empty()).then_some(own)) else { return Ok(Vec::new()) };
     let old = context.root.read_text(path)?.unwrap_or_default();
     let is_array =
         |l: &&str| l.split_ascii_whitespace().next().is_some_and(|w| w.eq_ignore_ascii_case("ARRAY"));
@@ -318,6 +319,21 @@ mod tests {
             "HOMEHOST <system>\nMAILADDR root\nARRAY /dev/md/root metadata=1.2 UUID=1:2:3:4\n"
         );
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
+    fn mdadms_file_is_made_where_the_distribution_has_it() {
+        for (debian, path) in [(true, MDADM[0]), (false, MDADM[1])] {
+            let mut lab = Lab::new();
+            lab.volumes[2].layer =
+                Some(Layer::Raid { name: "root".into(), uuid: "1:2:3:4".into(), metadata: "1.2".into() });
+            lab.file("/etc/fstab", "");
+            if debian {
+                std::fs::create_dir(lab.target.join("etc/mdadm")).unwrap();
+            }
+            Storage.apply(&lab.context()).unwrap();
+            assert_eq!(lab.read(path), "ARRAY /dev/md/root metadata=1.2 UUID=1:2:3:4\n");
+        }
     }
 
     #[test]
