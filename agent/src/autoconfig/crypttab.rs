@@ -153,6 +153,17 @@ fn file(context: &Context, path: &str) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
+/// Whether fstab, which was set right before, still mounts what is in the container, or on a volume that may lie in it.
+fn is_needed(context: &Context, line: &Line) -> Result<bool> {
+    in_fstab(context, &|entry| match entry.device() {
+        Some(Spec::Device(path)) if !entry.is_optional() => {
+            path == format!("/dev/mapper/{}", line.name)
+                || context.names().bearer(&Spec::Device(path)).is_none()
+        }
+        _ => false,
+    })
+}
+
 /// Why a line cannot stay; none when it can.
 fn unusable(context: &Context, path: &str, line: &Line) -> Result<Option<String>> {
     // The piece storage sets the lines of this node's own containers right.
@@ -174,10 +185,13 @@ fn unusable(context: &Context, path: &str, line: &Line) -> Result<Option<String>
     if line.is_swap() {
         return Ok(Some(format!("{reason} (this node's swap is what its layout says)")));
     }
-    if line.is_optional() {
+    if line.is_optional() || !is_needed(context, line)? {
         return Ok(Some(reason));
     }
-    bail!("checking {path} of the clone: {reason} and the line of {} is not nofail", line.name);
+    bail!(
+        "checking {path} of the clone: {reason}, the line of {} is not nofail, and /etc/fstab needs it",
+        line.name
+    );
 }
 
 #[cfg(test)]
@@ -207,9 +221,20 @@ mod tests {
             Crypttab.apply(&lab.context()).unwrap()[0].file == ARCH && lab.read(ARCH).starts_with("# ka: ")
         );
 
-        lab.file(PATH, "b UUID=2 none luks\n");
-        let error = Crypttab.apply(&lab.context()).unwrap_err().to_string();
-        assert!(error.contains("UUID=2 does not exist") && error.contains("line of b "), "{error}");
+        // The golden machine was encrypted, and its facts do not say so: nothing here needs the line.
+        let line = "b UUID=2 none luks\n";
+        lab.file(PATH, line)
+            .file(fstab::PATH, "LABEL=label3 / ext4 defaults 0 1\n/dev/nvme0n1p1 /efi vfat defaults 0 1\n");
+        assert!(Crypttab.apply(&lab.context()).unwrap()[0].warning);
+        assert!(lab.read(PATH).ends_with(&format!("\n#{line}")), "{}", lab.read(PATH));
+
+        for device in ["/dev/mapper/b", "/dev/vg0/srv"] {
+            lab.file(PATH, line).file(fstab::PATH, &format!("{device} /srv ext4 defaults 0 2\n"));
+            let error = Crypttab.apply(&lab.context()).unwrap_err().to_string();
+            assert!(error.contains("UUID=2 does not exist") && error.contains("line of b "), "{error}");
+        }
+        lab.file(fstab::PATH, "/dev/mapper/b /srv ext4 nofail 0 2\n");
+        assert!(Crypttab.apply(&lab.context()).unwrap()[0].warning);
     }
 
     #[test]
