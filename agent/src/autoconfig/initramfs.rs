@@ -401,6 +401,7 @@ mod tests {
         );
         lab.file("/boot/initrd.img-6.1", "i")
             .file("/usr/sbin/update-initramfs", "")
+            .file("/usr/sbin/mkinitramfs", "")
             .file("/usr/bin/lsinitramfs", "");
         lab.volumes[2].layer = Some(Layer::Lvm { group: "vg0".into(), name: "root".into() });
         let luks = Layer::Luks { name: "c".into(), uuid: "1".into(), options: "luks".into() };

@@ -38,8 +38,11 @@ impl Builder {
             (Self::Mkinitcpio, "mkinitcpio"),
             (Self::Dracut, "dracut"),
         ];
-        let has = |name: &str| BINS.iter().any(|dir| context.root.exists(format!("{dir}/{name}")));
-        all.into_iter().find(|(_, name)| has(name)).map(|(builder, _)| builder)
+        let is_there = |(builder, name): &(Self, &str)| {
+            installed(context, name).is_some()
+                && (*builder != Self::InitramfsTools || has_initramfs_tools(context))
+        };
+        all.into_iter().find(is_there).map(|(builder, _)| builder)
     }
 
     /// The program that lists what is in an image.
@@ -57,9 +60,7 @@ impl Builder {
     /// When the program fails.
     pub fn list(self, context: &Context, image: &str) -> Result<Option<String>> {
         let lister = self.lister();
-        if !context.root.exists(image)
-            || !BINS.iter().any(|dir| context.root.exists(format!("{dir}/{lister}")))
-        {
+        if !context.root.exists(image) || installed(context, lister).is_none() {
             return Ok(None);
         }
         let output = context.ask(lister, &[image], LIST_LIMIT).with_context(|| format!("listing {image}"))?;
@@ -96,6 +97,21 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// Where the clone has the program.
+fn installed(context: &Context, name: &str) -> Option<String> {
+    BINS.iter().map(|dir| format!("{dir}/{name}")).find(|path| context.root.exists(path))
+}
+
+/// Whether `update-initramfs` is that of initramfs-tools: Debian's and Ubuntu's dracut brings one too, which calls dracut, and
+/// `mkinitramfs` may be left from before.
+fn has_initramfs_tools(context: &Context) -> bool {
+    let calls_it = || {
+        let script = installed(context, "update-initramfs").map(|path| context.root.read_text(path));
+        matches!(script, Some(Ok(Some(text))) if text.contains("mkinitramfs"))
+    };
+    installed(context, "mkinitramfs").is_some() && (installed(context, "dracut").is_none() || calls_it())
 }
 
 /// The clone's kernels with their images. Rescue kernels are left out: their images are made once for any machine.
@@ -203,6 +219,9 @@ mod tests {
         for (program, wanted) in cases {
             let lab = Lab::new();
             lab.file(program, "");
+            if program.ends_with("update-initramfs") {
+                lab.file("/usr/sbin/mkinitramfs", "");
+            }
             let context = lab.pretending(|_| Ok(String::new()));
             Builder::find(&context).unwrap().build(&context, &[kernel.clone(), none.clone()]).unwrap();
             assert_eq!(context.ran(), wanted);
@@ -210,6 +229,29 @@ mod tests {
         assert_eq!(Builder::find(&Lab::new().context()), None);
         let lab = Lab::new();
         assert!(Builder::Dracut.build(&lab.pretending(|_| Ok(String::new())), &[]).is_err());
+    }
+
+    #[test]
+    fn dracuts_own_update_initramfs_is_dracut() {
+        let wrapper = "#!/bin/sh\nexec dracut --force\n";
+        let script = "#!/bin/sh\nmkinitramfs -o \"$1\"\n";
+        let cases = [
+            (wrapper, true, false, Some(Builder::Dracut)),
+            (wrapper, true, true, Some(Builder::Dracut)),
+            (script, true, true, Some(Builder::InitramfsTools)),
+            (script, false, true, Some(Builder::InitramfsTools)),
+            (script, false, false, None),
+        ];
+        for (text, dracut, mkinitramfs, wanted) in cases {
+            let lab = Lab::new();
+            lab.file("/usr/sbin/update-initramfs", text);
+            for (path, is_there) in [("/usr/bin/dracut", dracut), ("/usr/sbin/mkinitramfs", mkinitramfs)] {
+                if is_there {
+                    lab.file(path, "");
+                }
+            }
+            assert_eq!(Builder::find(&lab.context()), wanted, "{text} {dracut} {mkinitramfs}");
+        }
     }
 
     #[test]
