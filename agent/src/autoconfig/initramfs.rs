@@ -107,10 +107,9 @@ fn needed_modules(sysfs: &Path, disks: &BTreeSet<&str>, context: &Context) -> BT
     needed
 }
 
-/// The modules of the root file system and of what it lies on.
+/// The modules of the file systems that the initramfs mounts, and of what they lie on.
 fn root_modules(context: &Context) -> BTreeSet<String> {
-    let Some(root) = context.mounted_at("/") else { return BTreeSet::new() };
-    let fs = root.fs.map(|fs| match fs.name() {
+    let kinds = context.early_volumes().filter_map(|v| v.fs).map(|fs| match fs.name() {
         "ext2" | "ext3" => "ext4",
         other => other,
     });
@@ -119,12 +118,12 @@ fn root_modules(context: &Context) -> BTreeSet<String> {
         Layer::Luks { .. } => "dm_crypt",
         Layer::Lvm { .. } => "dm_mod",
     });
-    fs.into_iter().chain(layers).map(str::to_owned).collect()
+    kinds.chain(layers).map(str::to_owned).collect()
 }
 
-/// What the root file system lies on.
+/// What the root file system lies on, and `/usr`.
 fn root_layers<'c>(context: &'c Context<'_>) -> impl Iterator<Item = &'c Layer> {
-    context.mounted_at("/").into_iter().flat_map(|v| v.layer.iter().chain(&v.below))
+    context.early_volumes().flat_map(|v| v.layer.iter().chain(&v.below))
 }
 
 /// What an initramfs needs to open a layer: the names of programs one of which must be there, and what brings them.
@@ -162,14 +161,17 @@ fn unable(context: &Context, builder: Builder) -> Result<Vec<String>> {
             let (programs, source) = opener(layer);
             if !programs.iter().any(|p| names.contains(p)) {
                 problems.push(format!(
-                    "{image} has no {}, and / lies on what it opens: the golden node needs {source}",
+                    "{image} has no {}, and / or /usr lies on what it opens: the golden node needs {source}",
                     programs[0]
                 ));
             }
         }
         let missing = absent(context, &version, &list, &root_modules(context))?;
         if !missing.is_empty() {
-            problems.push(format!("{image} lacks {}, without which / cannot be mounted", missing.join(", ")));
+            problems.push(format!(
+                "{image} lacks {}, without which / or /usr cannot be mounted",
+                missing.join(", ")
+            ));
         }
     }
     problems.dedup();
@@ -412,7 +414,7 @@ mod tests {
             (
                 modules,
                 "usr/sbin/lvm\n",
-                Some("initrd.img-6.1 has no cryptsetup, and / lies on what it opens"),
+                Some("initrd.img-6.1 has no cryptsetup, and / or /usr lies on what it opens"),
             ),
             ("", "usr/sbin/lvm\nusr/sbin/cryptsetup\n", Some("initrd.img-6.1 lacks dm_crypt, without which")),
             (modules, "usr/sbin/lvm\nusr/sbin/cryptsetup\n", None),
@@ -427,6 +429,18 @@ mod tests {
                 (other, wanted) => panic!("{other:?}, not {wanted:?}"),
             }
         }
+        // So is one that cannot open /usr.
+        let mut usr = lab.volumes[2].clone();
+        usr.mount = Some(ka_layout::model::Mount { path: "/usr".into(), options: None });
+        lab.volumes.push(usr);
+        (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
+        let context = lab.pretending(|_| Ok("usr/sbin/cryptsetup\n".into()));
+        assert!(root_modules(&context).contains("dm_mod"));
+        context.initramfs_is_stale("the volumes of this node are new".into());
+        let error = format!("{:#}", Initramfs.apply(&context).unwrap_err());
+        assert!(error.contains("has no lvm"), "{error}");
+        drop(context);
+        lab.volumes.pop();
         // On a plain partition nobody looks.
         (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
         let context = lab.pretending(|_| Ok(String::new()));

@@ -145,6 +145,11 @@ impl<'a> Context<'a> {
         self.mounted_at("/").context("finding the root file system: no volume is mounted at /")
     }
 
+    /// What the initramfs mounts: `/`, and `/usr` where that is a file system of its own.
+    fn early_volumes(&self) -> impl Iterator<Item = &Volume> {
+        ["/", "/usr"].into_iter().filter_map(move |path| self.mounted_at(path))
+    }
+
     /// The volume that holds `/boot`, which may be the root file system.
     fn boot_volume(&self) -> Result<&Volume> {
         self.mounted_at("/boot").map_or_else(|| self.root_volume(), Ok)

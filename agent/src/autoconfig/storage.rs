@@ -5,7 +5,7 @@ use super::initramfs_tools::Builder;
 use super::{Change, Context, Piece, crypttab};
 use anyhow::Result;
 use ka_layout::model::Fs;
-use ka_layout::order::{Layer, Volume};
+use ka_layout::order::Layer;
 use std::collections::BTreeSet;
 
 /// Debian's place, and everybody else's.
@@ -151,10 +151,11 @@ fn written(context: &Context, path: &str, lines: &[String], done: Vec<Change>) -
     Ok(vec![Change::warning("storage", path, format!("kept by policy; else: {}", wanted.join("; ")))])
 }
 
-/// dracut assembles nothing that its command line does not name: what `/` and swap lie on goes into its configuration.
+/// dracut assembles nothing that its command line does not name: what `/`, `/usr` and swap lie on goes into its configuration.
 fn dracut(context: &Context) -> Result<Vec<Change>> {
     let has_dracut = Builder::find(context) == Some(Builder::Dracut);
-    let needed = context.volumes.iter().filter(|v| is_root(v) || v.fs == Some(Fs::Swap));
+    let swaps = context.volumes.iter().filter(|v| v.fs == Some(Fs::Swap));
+    let needed = context.early_volumes().chain(swaps);
     let mut words: Vec<String> = Vec::new();
     for layer in needed.flat_map(|v| v.layer.iter().chain(&v.below)).filter(|_| has_dracut) {
         let word = match layer {
@@ -180,10 +181,6 @@ fn dracut(context: &Context) -> Result<Vec<Change>> {
     let lines: Vec<String> = text.lines().map(str::to_owned).collect();
     context.root.make_dir("/etc/dracut.conf.d")?;
     written(context, DRACUT, &lines, vec![Change::new("storage", DRACUT, format!("now: {words}"))])
-}
-
-fn is_root(volume: &Volume) -> bool {
-    volume.mount.as_ref().is_some_and(|m| m.path == "/")
 }
 
 /// `ARRAY` lines of mdadm.conf: the golden node's arrays are not this node's.
@@ -220,6 +217,8 @@ fn arrays(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
 mod tests {
     use super::super::testing::Lab;
     use super::*;
+    use ka_layout::model::Mount;
+    use ka_layout::order::Volume;
 
     const CRYPTTAB: &str = crypttab::FILES[0];
     const ARCH: &str = crypttab::FILES[1];
@@ -365,6 +364,13 @@ mod tests {
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
         let cmdline = &super::super::kernel_cmdline::KernelCmdline;
         assert!(cmdline.apply(&lab.context()).unwrap().is_empty(), "all of it is on this node");
+        // The initramfs mounts /usr too.
+        let mut usr = lab.volumes[2].clone();
+        usr.mount = Some(Mount { path: "/usr".into(), options: None });
+        usr.layer = Some(Layer::Lvm { group: "vg0".into(), name: "usr".into() });
+        lab.volumes.push(usr);
+        Storage.apply(&lab.context()).unwrap();
+        assert!(lab.read(DRACUT).contains(" rd.lvm.lv=vg0/usr "), "{}", lab.read(DRACUT));
         // The next generation may lie on a plain partition.
         lab.volumes.truncate(3);
         (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
