@@ -12,7 +12,7 @@ use ka_layout::order::{Layer, Volume};
 
 const PATH: &str = "/etc/crypttab";
 /// The one that Arch puts into the initramfs.
-const ARCH: &str = "/etc/crypttab.initramfs";
+pub const ARCH: &str = "/etc/crypttab.initramfs";
 /// Both.
 pub const FILES: &[&str] = &[PATH, ARCH];
 

@@ -29,6 +29,7 @@ mod kernel_cmdline;
 mod leftovers;
 mod loader;
 mod machine_id;
+mod mkinitcpio;
 mod names;
 mod nvram;
 mod pending;

@@ -2,7 +2,7 @@
 //! UUIDs are new on every node, and `mdadm.conf` for arrays. Its initramfs is built anew where it must find the root on them.
 
 use super::initramfs_tools::Builder;
-use super::{Change, Context, Piece, crypttab};
+use super::{Change, Context, Piece, crypttab, mkinitcpio};
 use anyhow::Result;
 use ka_layout::model::Fs;
 use ka_layout::order::Layer;
@@ -69,6 +69,12 @@ fn golden_has_lvm(context: &Context) -> bool {
 
 /// Lines of crypttab: those of this node's containers are set right, or added where no file has one.
 fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
+    // The initramfs of Arch has a table of its own.
+    let early: Vec<&str> = if mkinitcpio::has_sd_encrypt(context)? {
+        mkinitcpio::early_containers(context).into_iter().map(|(name, _)| name).collect()
+    } else {
+        Vec::new()
+    };
     let mut found: BTreeSet<&str> = BTreeSet::new();
     let mut changes = Vec::new();
     // The first file is the one that lines are added to, so it comes last.
@@ -94,7 +100,10 @@ fn encrypted(context: &Context, layers: &[&Layer]) -> Result<Vec<Change>> {
                     );
                     done.push(Change::warning("storage", *path, what));
                 }
-            } else if *path == crypttab::FILES[0] && !found.contains(name.as_str()) {
+            } else if (*path == crypttab::ARCH && early.contains(&name.as_str()))
+                || (*path == crypttab::FILES[0] && !found.contains(name.as_str()))
+            {
+                found.insert(name);
                 let line = format!("{name} {device} none {options}");
                 done.push(Change::new("storage", *path, format!("added: {line}")));
                 lines.push(line);

@@ -8,7 +8,7 @@ use super::loader::{self, Loader};
 use super::{
     Context, chroot::Chroot, crypttab, entries, esp_files, extlinux, grub_cfg, grubenv, kernel_cmdline,
 };
-use super::{machine_id, nvram, uki};
+use super::{machine_id, mkinitcpio, nvram, uki};
 use anyhow::{Context as _, Result, bail};
 use ka_layout::model::Fs;
 use ka_layout::order::Firmware;
@@ -41,6 +41,7 @@ pub fn verify(context: &Context) -> Result<()> {
     check(boot_files(context));
     // Who skips this brings another boot loader by a hook, which only its author can check.
     if !context.skips("bootloader") {
+        check(mkinitcpio::problems(context));
         match loader::detect(context) {
             Ok(loader) => {
                 check(menu(context, &loader));

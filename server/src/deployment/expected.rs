@@ -11,7 +11,7 @@ const PIECES: &[(&str, &str, &str, &str)] = &[
     ("fstab", "content", "/etc/fstab", "its own disks"),
     ("crypttab", "content", "/etc/crypttab{,.initramfs}", "its own disks"),
     ("storage", "content,extra", "/etc/crypttab", "its own containers"),
-    ("storage", "content", "/etc/crypttab.initramfs", "its own containers"),
+    ("storage", "content,extra", "/etc/crypttab.initramfs", "its own containers"),
     ("storage", "content,extra", "/etc/{mdadm/mdadm.conf,mdadm.conf}", "its own arrays"),
     ("storage", "all", "/etc/dracut.conf.d/ka-storage.conf", "what its root lies on"),
     ("hostname", "content,extra", "/etc/{hostname,hosts}", "its own name"),
