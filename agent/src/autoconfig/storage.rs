@@ -169,7 +169,9 @@ fn dracut(context: &Context) -> Result<Vec<Change>> {
     for layer in needed.flat_map(|v| v.layer.iter().chain(&v.below)).filter(|_| has_dracut) {
         let word = match layer {
             Layer::Raid { uuid, .. } => format!("rd.md.uuid={uuid}"),
-            Layer::Luks { uuid, .. } => format!("rd.luks.uuid={uuid}"),
+            // Without systemd the first opens it and the second names it; with systemd, which reads neither here, dracut
+            // waits for the first.
+            Layer::Luks { name, uuid, .. } => format!("rd.luks.uuid={uuid} rd.luks.name={uuid}={name}"),
             Layer::Lvm { group, name } => format!("rd.lvm.lv={group}/{name}"),
         };
         if !words.contains(&word) {
@@ -182,8 +184,12 @@ fn dracut(context: &Context) -> Result<Vec<Change>> {
         return Ok(removed.then(|| Change::new("storage", DRACUT, what)).into_iter().collect());
     }
     let words = words.join(" ");
-    let text =
+    let mut text =
         format!("# Written by ka: what the root file system lies on.\nkernel_cmdline+=\" {words} \"\n");
+    if words.contains("rd.luks.") && context.root.exists(crypttab::FILES[0]) {
+        // An image that is not for this host only has none, and systemd in it opens what stands there, by that name.
+        text.push_str(&format!("install_items+=\" {} \"\n", crypttab::FILES[0]));
+    }
     if context.root.read_text(DRACUT)?.as_deref() == Some(&text) {
         return Ok(Vec::new());
     }
@@ -366,8 +372,11 @@ mod tests {
         assert_eq!(context.stale_initramfs.borrow().len(), 1);
         drop(context);
         let now = lab.read(DRACUT);
+        let luks = "rd.luks.uuid=1111 rd.luks.name=1111=crypt";
         assert!(
-            now.ends_with("kernel_cmdline+=\" rd.lvm.lv=vg0/root rd.luks.uuid=1111 rd.md.uuid=1:2:3:4 \"\n"),
+            now.ends_with(&format!(
+                "\nkernel_cmdline+=\" rd.lvm.lv=vg0/root {luks} rd.md.uuid=1:2:3:4 \"\ninstall_items+=\" /etc/crypttab \"\n"
+            )),
             "{now}"
         );
         assert!(Storage.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
@@ -380,6 +389,15 @@ mod tests {
         lab.volumes.push(usr);
         Storage.apply(&lab.context()).unwrap();
         assert!(lab.read(DRACUT).contains(" rd.lvm.lv=vg0/usr "), "{}", lab.read(DRACUT));
+        // Without a container there is no need of crypttab.
+        lab.volumes.truncate(3);
+        lab.volumes[2].below.clear();
+        Storage.apply(&lab.context()).unwrap();
+        assert!(
+            lab.read(DRACUT).ends_with("kernel_cmdline+=\" rd.lvm.lv=vg0/root \"\n"),
+            "{}",
+            lab.read(DRACUT)
+        );
         // The next generation may lie on a plain partition.
         lab.volumes.truncate(3);
         (lab.volumes[2].layer, lab.volumes[2].below) = (None, Vec::new());
