@@ -390,7 +390,16 @@ impl Users {
             let node = node(roots, &own).unwrap_or_default();
             match Leftover::read(&own, &holder) {
                 Some(leftover) => {
-                    let users = self.of(roots, &own, &holder, &node, leftovers);
+                    let mut users = self.of(roots, &own, &holder, &node, leftovers);
+                    // An array may be partitioned like a disk.
+                    match kernel_partitions_at(roots, &holder) {
+                        Ok(partitions) => {
+                            users.extend(partitions.iter().flat_map(|p| {
+                                self.of(roots, &own.join(&p.name), &p.name, &p.device, leftovers)
+                            }))
+                        }
+                        Err(e) => users.push(format!("its partitions cannot be told: {e:#}")),
+                    }
                     found.extend(
                         users.iter().map(|user| format!("{name} is held by {}: {user}", leftover.text)),
                     );

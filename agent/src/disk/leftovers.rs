@@ -76,12 +76,13 @@ fn disks_below(top: &Path) -> BTreeSet<String> {
     // Slaves lie below each other; so many of them do not.
     for _ in 0..1000 {
         let Some(dir) = left.pop() else { break };
-        let slaves = fs::read_dir(dir.join("slaves")).into_iter().flatten().flatten();
+        // A partition's disk may be an array, which lies on disks in turn.
+        let whole =
+            if dir.join("partition").exists() { dir.parent().unwrap_or(&dir).to_path_buf() } else { dir };
+        let slaves = fs::read_dir(whole.join("slaves")).into_iter().flatten().flatten();
         let slaves: Vec<PathBuf> = slaves.filter_map(|s| fs::canonicalize(s.path()).ok()).collect();
-        if slaves.is_empty() && dir != top {
-            let disk = if dir.join("partition").exists() { dir.parent() } else { Some(dir.as_path()) };
-            let name = disk.and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
-            disks.extend(name);
+        if slaves.is_empty() && whole != top {
+            disks.extend(whole.file_name().map(|n| n.to_string_lossy().into_owned()));
         }
         left.extend(slaves);
     }

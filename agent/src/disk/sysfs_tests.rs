@@ -244,6 +244,38 @@ fn idle_volumes_of_a_former_life_are_told_from_busy_ones() {
 }
 
 #[test]
+fn partitions_of_an_array_are_looked_at() {
+    let machine = Machine::new();
+    machine.disk("pci0000:00/0000:00:05.0/virtio2", "vda", "254:0", &[]);
+    machine.disk("virtual", "md127", "9:127", &[("md/level", "raid1\n")]);
+    machine.partition("md127", "md127p1", 1, "259:0");
+    machine.write("sys/block/vda/holders/md127/x", "");
+    let disk = machine.only();
+    assert_eq!((disk.in_use.len(), disk.leftovers.len()), (0, 1), "{disk:?}");
+    machine.write("proc/self/mountinfo", "27 1 259:0 / /srv rw - ext4 /dev/md127p1 rw\n");
+    let disk = machine.only();
+    assert_eq!(disk.in_use, ["vda is held by the array md127 (raid1): md127p1 is mounted at /srv"]);
+    assert_eq!(disk.leftovers, []);
+    // What holds such a partition goes first, and lies on the array's disks and no others.
+    machine.write("proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n");
+    machine.disk("virtual", "dm-0", "253:0", &[("dm/name", "vg-root\n"), ("dm/uuid", "LVM-abc\n")]);
+    machine.write("sys/block/md127/md127p1/holders/dm-0/x", "");
+    let base = machine.dir.path().join("sys/devices/virtual/block");
+    for (above, below) in
+        [("dm-0", "../../md127/md127p1"), ("md127", "../../../../pci0000:00/0000:00:05.0/virtio2/block/vda")]
+    {
+        let slaves = base.join(above).join("slaves");
+        fs::create_dir(&slaves).unwrap();
+        symlink(below, slaves.join(below.rsplit('/').next().unwrap())).unwrap();
+    }
+    let disk = machine.only();
+    assert_eq!(disk.in_use, [""; 0]);
+    let names: Vec<&str> = disk.leftovers.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names, ["dm-0", "md127"]);
+    check_within(&[&disk]).unwrap();
+}
+
+#[test]
 fn a_broken_entry_does_not_hide_the_others() {
     let machine = Machine::new();
     machine.disk("pci0000:00/0000:00:05.0/virtio2", "vda", "254:0", &[("size", "many\n")]);
