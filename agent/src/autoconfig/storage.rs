@@ -135,7 +135,8 @@ fn set_right(line: &str, device: &str, given: &str) -> (String, Vec<String>) {
                     FOR_ANY_KEY.contains(&name) || name.starts_with("x-") || name.starts_with("perf-")
                 };
                 let (good, bad): (Vec<&str>, Vec<&str>) = word.split(',').partition(is_good);
-                lost.extend(bad.into_iter().filter(|o| !o.is_empty()).map(str::to_owned));
+                let is_lost = |o: &&str| !o.is_empty() && !given.split(',').any(|own| own == *o);
+                lost.extend(bad.into_iter().filter(is_lost).map(str::to_owned));
                 let own = if good.is_empty() { given.to_owned() } else { good.join(",") };
                 new.push_str(if given == "luks" { &own } else { given });
             }
