@@ -202,7 +202,7 @@ pub(crate) fn capture_from(
         let Some(block) = facts.blocks.get(name).filter(|b| b.kind != Kind::Partition) else { continue };
         if !contents.contains_key(name) {
             let names = names(&look, &facts, &stack, name)?;
-            contents.insert(name.clone(), look.volume(&block.dir, *fs, names)?);
+            contents.insert(name.clone(), look.volume(&block.dir, *fs, &names)?);
         }
     }
     let tops = fill(&mut layout, stack, &mut contents);

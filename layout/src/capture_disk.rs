@@ -203,7 +203,7 @@ impl Look<'_> {
                         .or_else(|| partuuid(entry, table, number)),
                     partlabel: name.clone(),
                 };
-                self.content(dir, fs, &probed, names)?
+                self.content(dir, fs, &probed, &names)?
             }
         };
         let partition = Partition {
@@ -231,7 +231,7 @@ impl Look<'_> {
     ///
     /// # Errors
     /// When a tool fails.
-    pub fn volume(&mut self, dir: &Path, fs: Fs, names: Names) -> Result<Content, CaptureError> {
+    pub fn volume(&mut self, dir: &Path, fs: Fs, names: &Names) -> Result<Content, CaptureError> {
         let probed = self.probe(dir)?;
         self.content(dir, fs, &probed, names)
     }
@@ -241,7 +241,7 @@ impl Look<'_> {
         dir: &Path,
         fs: Fs,
         probed: &BTreeMap<String, String>,
-        names: Names,
+        names: &Names,
     ) -> Result<Content, CaptureError> {
         let all: Vec<&Mounted> = self.mounted.iter().filter(|m| m.sysfs == dir).collect();
         let top = all.iter().find(|m| m.subvolume.is_none());
