@@ -254,7 +254,8 @@ impl Lab {
         assert_eq!(mounts[0], "/");
         let mut wanted: Vec<String> = captured.layout.mount_paths().collect();
         let mut mounts: Vec<String> = mounts.into_iter().map(str::to_owned).collect();
-        (wanted.sort(), mounts.sort());
+        wanted.sort();
+        mounts.sort();
         assert_eq!(mounts, wanted);
         captured
     }
