@@ -4,9 +4,10 @@
 
 use crate::autoconfig::{self, Context as Autoconfig, Nic};
 use crate::init::facts;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use argh::FromArgs;
 use ka_cli::exit::Exit;
+use ka_layout::Stacked;
 use ka_layout::model::{Fs, Layout, Mount};
 use ka_layout::order::{Golden, GoldenFs, Identity, InstallOrder, Policy, Volume};
 use ka_layout::pieces::{PIECES, WIPES};
@@ -73,7 +74,10 @@ pub fn run(args: &Args) -> Result<Exit> {
     let volumes = golden
         .filesystems
         .iter()
-        .map(|fs| volume(fs, Path::new("/sys/class/block"), args.new_uuids, &captured.layout))
+        .map(|fs| {
+            let stacked = captured.stacked.get(&fs.device);
+            volume(fs, Path::new("/sys/class/block"), args.new_uuids, &captured.layout, stacked)
+        })
         .collect::<Result<Vec<_>>>()?;
     let order = InstallOrder {
         deployment: "dry-run".into(),
@@ -99,13 +103,29 @@ pub fn run(args: &Args) -> Result<Exit> {
 }
 
 /// The node's volume that a golden file system becomes.
-fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -> Result<Volume> {
-    let name = fs.device.trim_start_matches("/dev/");
-    let sysfs = class_block.join(name);
-    let place = sysfs.canonicalize().with_context(|| format!("finding {} in sysfs", fs.device))?;
-    let disk = place.parent().and_then(Path::file_name).and_then(|n| n.to_str());
-    let Some(disk) = disk else { bail!("finding the disk of {}: {} says none", fs.device, place.display()) };
-    let number = std::fs::read_to_string(sysfs.join("partition")).unwrap_or_default();
+fn volume(
+    fs: &GoldenFs,
+    class_block: &Path,
+    new_uuids: bool,
+    layout: &Layout,
+    stacked: Option<&Stacked>,
+) -> Result<Volume> {
+    let (disks, number) = match stacked {
+        Some(stacked) => (stacked.disks.clone(), String::new()),
+        None => {
+            let name = fs.device.trim_start_matches("/dev/");
+            let sysfs = class_block.join(name);
+            let place = sysfs.canonicalize().with_context(|| format!("finding {} in sysfs", fs.device))?;
+            let disk = place.parent().and_then(Path::file_name).and_then(|n| n.to_str());
+            let disk = disk.with_context(|| {
+                format!("finding the disk of {}: {} says none", fs.device, place.display())
+            })?;
+            let number = std::fs::read_to_string(sysfs.join("partition")).unwrap_or_default();
+            (vec![format!("/dev/{disk}")], number)
+        }
+    };
+    let mut disks = disks.into_iter();
+    let mut layers = stacked.map(|s| s.layers.clone()).unwrap_or_default().into_iter();
     let is_esp =
         fs.fs == Fs::Vfat && fs.path.as_deref().is_some_and(|p| ["/boot/efi", "/efi", "/boot"].contains(&p));
     let uuid = if new_uuids {
@@ -118,7 +138,7 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -
     let mut mounts = layout.contents().filter(|_| fs.fs == Fs::Btrfs).flat_map(|c| c.mounts());
     Ok(Volume {
         device: fs.device.clone(),
-        disk: format!("/dev/{disk}"),
+        disk: disks.next().with_context(|| format!("finding the disk of {}: there is none", fs.device))?,
         number: number.trim().parse().unwrap_or(1),
         kind: if is_esp { "esp" } else { "linux" }.to_owned(),
         fs: Some(fs.fs),
@@ -131,9 +151,9 @@ fn volume(fs: &GoldenFs, class_block: &Path, new_uuids: bool, layout: &Layout) -
             .clone()
             .map(|path| Mount { options: mounts.find(|m| m.path == path).and_then(|m| m.options), path }),
         subvolume: subvolumes.find(|s| s.path.is_some() && s.path == fs.path).cloned(),
-        layer: None,
-        below: Vec::new(),
-        more_disks: Vec::new(),
+        layer: layers.next(),
+        below: layers.collect(),
+        more_disks: disks.collect(),
         preserved: false,
     })
 }
@@ -149,6 +169,7 @@ fn os_release(text: &str) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ka_layout::order::Layer;
 
     #[test]
     fn a_volume_is_found_in_sysfs() {
@@ -171,22 +192,34 @@ mod tests {
             partlabel: None,
         };
         let mut layout = Layout::default();
-        let found = volume(&fs, &class, false, &layout).unwrap();
+        let found = volume(&fs, &class, false, &layout, None).unwrap();
         assert_eq!((found.disk.as_str(), found.number, found.kind.as_str()), ("/dev/nvme0n1", 2, "esp"));
         assert_eq!(found.uuid.as_deref(), Some("ABCD-1234"));
-        let renewed = volume(&fs, &class, true, &layout).unwrap().uuid.unwrap();
+        let renewed = volume(&fs, &class, true, &layout, None).unwrap().uuid.unwrap();
         assert!(renewed.len() == 9 && renewed != "ABCD-1234", "{renewed}");
         assert!(
-            volume(&GoldenFs { device: "/dev/none".into(), ..fs.clone() }, &class, false, &layout).is_err()
+            volume(&GoldenFs { device: "/dev/none".into(), ..fs.clone() }, &class, false, &layout, None)
+                .is_err()
         );
         // A subvolume that was captured is the node's too.
         let text = "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n[[partition]]\ntype = 'linux'\nsize = 'fill'\n\
             format = { fs = 'btrfs' }\nsubvolumes = [{ name = '@', path = '/' }]\n";
         layout = ka_layout::parse::parse(text).unwrap();
         let fs = GoldenFs { path: Some("/".into()), fs: Fs::Btrfs, ..fs };
-        let found = volume(&fs, &class, false, &layout).unwrap();
+        let found = volume(&fs, &class, false, &layout, None).unwrap();
         assert_eq!(found.subvolume.unwrap().name, "@");
         assert_eq!(found.mount.unwrap().options.as_deref(), Some("subvol=@"));
+        // What lies on a stack is no partition of any disk.
+        let lvm = Layer::Lvm { group: "vg".into(), name: "root".into() };
+        let raid = Layer::Raid { name: "0".into(), uuid: "1:2:3:4".into(), metadata: "1.2".into() };
+        let stacked = Stacked {
+            layers: vec![lvm.clone(), raid.clone()],
+            disks: vec!["/dev/vda".into(), "/dev/vdb".into()],
+        };
+        let fs = GoldenFs { device: "/dev/mapper/vg-root".into(), ..fs };
+        let found = volume(&fs, &class, false, &layout, Some(&stacked)).unwrap();
+        assert_eq!((found.layer, found.below), (Some(lvm), vec![raid]));
+        assert_eq!((found.disk.as_str(), found.more_disks), ("/dev/vda", vec!["/dev/vdb".to_owned()]));
     }
 
     #[test]

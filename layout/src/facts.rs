@@ -87,6 +87,17 @@ pub fn fstab(text: &str) -> BTreeMap<String, String> {
     options
 }
 
+/// The block devices in `/proc/swaps`.
+#[must_use]
+pub fn swaps(text: &str) -> Vec<String> {
+    let device = |line: &str| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        (words.next()? == "partition").then(|| String::from_utf8_lossy(&unescape(name)).into_owned())
+    };
+    text.lines().filter_map(device).collect()
+}
+
 /// Mount options without those that choose a subvolume; none when nothing is left but `defaults`.
 #[must_use]
 pub fn without_subvolume(options: &str) -> Option<String> {
@@ -273,6 +284,14 @@ mod tests {
     }
 
     #[test]
+    fn swap_in_use_is_read() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+            /dev/dm-1                               partition\t999420\t0\t-2\n\
+            /swap\\040file                           file\t\t999420\t0\t-3\n";
+        assert_eq!(swaps(text), ["/dev/dm-1"]);
+    }
+
+    #[test]
     fn features_of_ext_are_kept_but_not_its_state() {
         let text = "Filesystem volume name:   <none>\nFilesystem features:      has_journal ext_attr needs_recovery \
                     extent 64bit FEATURE_C12\nBlock size:               4096\nInode size:\t          256\n";
@@ -343,7 +362,7 @@ mod tests {
             for text in [&text, &lines] {
                 let _ = (mountinfo(text), fstab(text), sfdisk(text).is_ok(), blkid(text), ext_options(text));
                 let _ = (xfs_options(text), btrfs_options(text), unescape(text));
-                let _ = (subvolume_paths(text), without_subvolume(text));
+                let _ = (subvolume_paths(text), without_subvolume(text), swaps(text));
             }
         }
     }

@@ -3,10 +3,15 @@
 //! machine ([`capture`]). What an installation is ordered to do stands in [`order`].
 
 pub mod capture;
+mod capture_disk;
+mod capture_facts;
+mod capture_sizes;
+mod capture_stack;
 pub mod check;
 pub mod facts;
 pub mod fit;
 pub mod glob;
+mod machine;
 pub mod model;
 pub mod order;
 pub mod parse;
@@ -16,7 +21,7 @@ pub mod stack;
 pub mod types;
 pub mod write;
 
-pub use capture::{CaptureError, Captured, capture};
+pub use capture::{CaptureError, Captured, Stacked, capture};
 pub use fit::{Extent, FitError, Fitted, Geometry, Kept, fit, fit_keeping};
 pub use parse::{ParseError, parse};
 pub use write::to_toml;
