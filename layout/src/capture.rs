@@ -156,7 +156,12 @@ pub(crate) fn capture_from(
     }
     for name in swap_dirs.iter().map(|dir| base(dir)).filter(|name| !name.starts_with("zram")) {
         // A partition is found with its disk.
-        if facts.blocks.get(&name).is_some_and(|b| b.kind == Kind::Partition) {
+        if let Some(block) = facts.blocks.get(&name).filter(|b| b.kind == Kind::Partition) {
+            if !disks.iter().any(|disk| block.dir.parent() == Some(disk)) {
+                warnings.push(format!(
+                    "swap lies on {name}, a partition of a disk without captured file systems: it is left out of the layout"
+                ));
+            }
             continue;
         }
         match place(&facts, &mut stack, &mut disks, &name) {

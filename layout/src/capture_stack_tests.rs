@@ -7,10 +7,11 @@ use proptest::prelude::*;
 const LVS: &str = "  my-vg|m|/dev/mapper/my--vg-m|12582912|raid1|\n  \
         my-vg|ro-ot|/dev/mapper/my--vg-ro--ot|545259520|linear|\n  \
         my-vg|ro-ot|/dev/mapper/my--vg-ro--ot|545259520|linear|\n  \
+        my-vg|snap|/dev/mapper/my--vg-snap|16777216|linear|ro-ot\n  \
         my-vg|str|/dev/mapper/my--vg-str|16777216|striped|\n  \
+        my-vg|swap_1|/dev/mapper/my--vg-swap_1|41943040|linear|\n  \
         my-vg|thin|/dev/mapper/my--vg-thin|33554432|thin|\n  \
-        my-vg|tp|/dev/mapper/my--vg-tp|33554432|thin-pool|\n  \
-        my-vg|snap|/dev/mapper/my--vg-snap|16777216|linear|ro-ot\n";
+        my-vg|tp|/dev/mapper/my--vg-tp|33554432|thin-pool|\n";
 const PVS: &str = "  my-vg|/dev/loop0|7|0\n  my-vg|/dev/loop1|7|1\n  |/dev/vdc1|254|33\n";
 
 /// What cryptsetup 2.6.1 printed of a container, less its salts and digests.
@@ -82,9 +83,9 @@ fn add(kind: Kind, slaves: &[&str], change: impl FnOnce(&mut Facts)) -> (Result<
 #[test]
 fn reports_of_lvm_are_read() {
     let rows = segments(LVS);
-    assert_eq!(rows.len(), 7);
+    assert_eq!(rows.len(), 8);
     assert_eq!((rows[1].name.as_str(), rows[1].bytes, &rows[1].origin), ("ro-ot", 545_259_520, &None));
-    assert_eq!(rows[6].origin.as_deref(), Some("ro-ot"));
+    assert_eq!(rows[3].origin.as_deref(), Some("ro-ot"));
     let found = physicals("  my-vg|/dev/loop0|7|0\n  my-vg|[unknown]|0|0\n  |/dev/vdc1|254|33\n");
     assert_eq!(found.iter().map(|p| p.number.as_deref()).collect::<Vec<_>>(), [Some("7:0"), None]);
     assert_eq!(free_space("  my-vg|1249902592|570425344\n")["my-vg"], (1_249_902_592, 570_425_344));

@@ -591,6 +591,15 @@ fn whole_disks_and_partitions_of_arrays_are_refused_by_name() {
     lab.block("virtual/block/zram0", "251:0", MIB);
     lab.swap_in_use("zram0");
     assert_eq!(lab.captured().warnings, [""; 0]);
+    lab.disk("vdb", 253_000, 2048, &[(LINUX, 1024)]);
+    lab.swap_in_use("vdb1");
+    lab.disks.pop();
+    assert_eq!(
+        lab.captured().warnings,
+        [
+            "swap lies on vdb1, a partition of a disk without captured file systems: it is left out of the layout"
+        ]
+    );
 }
 
 fn refusal(text: &str) -> String {
