@@ -468,8 +468,11 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// What `blkid` finds on a device; nothing when there is nothing.
-fn probe(device: &str) -> Result<BTreeMap<String, String>, CaptureError> {
+/// What `blkid` finds on a device or in a file; nothing when there is nothing.
+///
+/// # Errors
+/// When `blkid` cannot be run, or fails.
+pub fn probe(device: &str) -> Result<BTreeMap<String, String>, CaptureError> {
     match run(tool("blkid").args(["--probe", "--output", "export", device]), LIMIT) {
         Ok(output) => Ok(facts::blkid(&output.text())),
         // Status 2: nothing is there that blkid knows.
