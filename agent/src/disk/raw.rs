@@ -127,6 +127,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case syncs.
+        #![proptest_config(ProptestConfig::with_cases(48))]
         /// Over a file that is full of something else, as an old disk is.
         #[test]
         fn what_was_announced_and_nothing_else_is_written(

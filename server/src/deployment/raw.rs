@@ -324,7 +324,8 @@ mod tests {
         fs::write(path("empty"), "").unwrap();
         File::create(path("big")).unwrap().set_len((4 << 20) + 1).unwrap();
         let (win, loader) = (format!("win={}", path("a")), format!("7={}", path("a")));
-        let found = given(&[&loader, &win], false).unwrap();
+        let (win, loader) = (win.as_str(), loader.as_str());
+        let found = given(&[loader, win], false).unwrap();
         let seen: Vec<(usize, &str, u64)> =
             found.iter().map(|f| (f.content.index, f.content.part.as_str(), f.content.bytes)).collect();
         assert_eq!(seen, [(1, "[[partition]] #2 (data)", 5000), (2, "[[partition]] #3 (loader)", 5000)]);
@@ -333,28 +334,29 @@ mod tests {
         let empty = format!("win={}", path("empty"));
         let lost = format!("win={}", path("lost"));
         let dir = format!("win={}", folder.path().display());
+        let (big, empty, lost, dir) = (big.as_str(), empty.as_str(), lost.as_str(), dir.as_str());
         for (words, live, expected) in [
             (
-                &[win.as_str()][..],
+                &[win][..],
                 false,
                 "[[partition]] #3 (loader): raw: the golden tree is not this running machine",
             ),
             (
-                &[&win],
+                &[win],
                 true,
                 "#3 (loader): raw: finding the golden machine's partition with the PARTUUID 66666666-",
             ),
-            (&[&loader], true, "#2 (data): raw: the layout has no uuid by which"),
+            (&[loader], true, "#2 (data): raw: the layout has no uuid by which"),
             (
-                &[&loader, &big],
+                &[loader, big],
                 false,
                 "has 4.00 MiB, but the layout gives it 4.00 MiB at most: 1 B are missing",
             ),
-            (&[&loader, &empty], false, "empty is empty"),
-            (&[&loader, &lost], false, "lost: No such file"),
-            (&[&loader, &dir], false, "neither a file nor a block device"),
-            (&[&loader, &win, &win], false, "win was given before"),
-            (&[&loader, "3=x"], false, "no raw partition 3 (those that it has: win, 7)"),
+            (&[loader, empty], false, "empty is empty"),
+            (&[loader, lost], false, "lost: No such file"),
+            (&[loader, dir], false, "neither a file nor a block device"),
+            (&[loader, win, win], false, "win was given before"),
+            (&[loader, "3=x"], false, "no raw partition 3 (those that it has: win, 7)"),
             (&["2=x"], false, "no raw partition 2"),
             (&["win"], false, "--raw win: ID=FILE or ID=DEVICE is meant"),
         ] {
