@@ -50,7 +50,8 @@ fn way(sector: u32) {
     fs::write(folder.path().join("tree/file"), vec![7; 3_000_001]).unwrap();
     File::create(&image).unwrap().set_len(24 << 20).unwrap();
     let (tree, path) = (folder.path().join("tree").display().to_string(), image.display().to_string());
-    says("mke2fs", &["-q", "-t", "ext4", "-U", UUID, "-L", "tools", "-d", &tree, &path]);
+    // Blocks that no disk's sectors are bigger than: else it could not be mounted there.
+    says("mke2fs", &["-q", "-t", "ext4", "-b", "4096", "-U", UUID, "-L", "tools", "-d", &tree, &path]);
     let mut content = fs::read(&image).unwrap();
     content.extend([1, 0, 3]);
     fs::write(&image, &content).unwrap();
