@@ -13,7 +13,7 @@ use argh::FromArgs;
 use ka_chain::control::{Purpose, Registration, ToServer};
 use ka_cli::exit::Exit;
 use ka_cli::units::parse_time;
-use ka_layout::order::{Golden, Secret};
+use ka_layout::order::{Golden, INTO_DIRECTORY, Secret};
 use log::LevelFilter;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,7 +151,7 @@ fn receive(args: &Receive) -> Result<Exit> {
             if !target.is_dir() {
                 bail!("--target {}: not a directory", target.display());
             }
-            Sink::Directory(target)
+            Sink::Directory { target, raw: &[] }
         }
         (None, Some(command), false) => Sink::Command(command),
         (None, None, true) => Sink::Discard,
@@ -179,9 +179,13 @@ fn receive(args: &Receive) -> Result<Exit> {
     let port = listener.local_addr().context("asking for the data port")?.port();
     let name = args.name.clone().or_else(hostname);
     let target = match &sink {
-        Sink::Directory(target) => Some(Target::new(target)?),
+        Sink::Directory { target, .. } => Some(Target::new(target)?),
         Sink::Command(_) | Sink::Discard => None,
     };
+    let mut facts = install::link_facts();
+    if target.is_some() {
+        facts.push((INTO_DIRECTORY.0.to_owned(), INTO_DIRECTORY.1.to_owned()));
+    }
     let open = || {
         let register = |_: &std::net::TcpStream| {
             Ok(Registration {
@@ -192,7 +196,7 @@ fn receive(args: &Receive) -> Result<Exit> {
                 data_port: port,
                 addresses: addresses()?,
                 memory,
-                facts: install::link_facts(),
+                facts: facts.clone(),
             })
         };
         Session::open(&args.server, &trust, patience, register).map(Arc::new)
@@ -309,7 +313,14 @@ fn stage(args: &Stage) -> Result<Exit> {
     logger::install(LevelFilter::Info);
     let text = std::fs::read_to_string(&args.layout)
         .with_context(|| format!("reading {}", args.layout.display()))?;
-    let layout = ka_layout::parse::parse(&text).with_context(|| args.layout.display().to_string())?;
+    let mut layout = ka_layout::parse::parse(&text).with_context(|| args.layout.display().to_string())?;
+    for index in 0..layout.partitions.len() {
+        if layout.partitions[index].raw {
+            let part = layout.partition_text(index);
+            println!("{part}: raw content comes from a server: it is left empty");
+            layout.partitions[index].raw = false;
+        }
+    }
     let disks = disk::discover().context("looking at the disks")?;
     let plan =
         disk::plan(&layout, &disks, &Golden::default(), facts::firmware()).context("planning the disks")?;

@@ -70,6 +70,7 @@ pub fn run(args: &Args) -> Result<Exit> {
         arch: std::env::consts::ARCH.to_owned(),
         filesystems: captured.golden_filesystems,
         used: BTreeMap::new(),
+        raw: Vec::new(),
     };
     let volumes = golden
         .filesystems

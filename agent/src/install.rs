@@ -240,7 +240,9 @@ fn fill(
     session.tell(ToServer::Ready);
     let target = Path::new(TARGET);
     let start = std::time::Instant::now();
-    let received = reception::receive(session, listener, machine.memory, &Sink::Directory(target), || {
+    let raw = formatted.raw_places();
+    let sink = Sink::Directory { target, raw: &raw };
+    let received = reception::receive(session, listener, machine.memory, &sink, || {
         steps.begin("receive");
     });
     let reception = match received {

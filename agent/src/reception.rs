@@ -1,8 +1,9 @@
 //! From the chain to the disk: takes the node's place, gives the stream to whoever consumes it, and tells the server how
 //! far it is. The node keeps relaying while and after its own consumer fails.
 
+use crate::disk::raw::{Filling, RawPlace};
 use crate::session::{Session, Verdict};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ka_archive::{Observer, UnpackOptions, UnpackSummary, unpack};
 use ka_chain::control::Progress;
 use ka_chain::core::relay::Limits;
@@ -24,8 +25,13 @@ const REPORT: Duration = Duration::from_millis(500);
 /// What the stream goes into.
 #[derive(Debug)]
 pub enum Sink<'a> {
-    /// Unpacked into this directory.
-    Directory(&'a Path),
+    /// The tree is unpacked into this directory, and each part with blocks goes to its partition.
+    Directory {
+        /// The directory.
+        target: &'a Path,
+        /// The partitions.
+        raw: &'a [RawPlace],
+    },
     /// Given to a command (`sh -c`) on its standard input.
     Command(&'a str),
     /// Verified and dropped: nothing is written. For measuring the chain without a disk.
@@ -220,9 +226,13 @@ fn consume(
     wanted: &dyn Fn() -> bool,
 ) -> Result<Option<UnpackSummary>> {
     let mut unpacked = None;
+    let mut filling = Filling::new(match sink {
+        Sink::Directory { raw, .. } => raw,
+        Sink::Command(_) | Sink::Discard => &[],
+    });
     while let Some(part) = reader.next_part().context("receiving the stream")? {
         match (part.kind, sink) {
-            (PartKind::Tar, Sink::Directory(target)) => {
+            (PartKind::Tar, Sink::Directory { target, .. }) => {
                 if unpacked.is_some() {
                     bail!("the stream has more than one tree");
                 }
@@ -235,12 +245,15 @@ fn consume(
                 pipe_to(reader, command, &mut counters, wanted)?;
             }
             (PartKind::Tar | PartKind::Raw, Sink::Discard) => discard(reader, &mut counters)?,
-            (PartKind::Raw, Sink::Directory(_)) => bail!("part {} is raw blocks, not a tree", part.name),
+            (PartKind::Raw, Sink::Directory { .. }) => {
+                let place = filling.next(&part.name)?;
+                place.fill(reader, &mut counters)?;
+                log::info!("wrote {} bytes of {} to {}", place.bytes, place.part, place.device.display());
+            }
         }
     }
-    if unpacked.is_none() && matches!(sink, Sink::Directory(_)) {
-        bail!("the stream held no tree");
-    }
+    ensure!(unpacked.is_some() || !matches!(sink, Sink::Directory { .. }), "the stream held no tree");
+    filling.end()?;
     Ok(unpacked)
 }
 

@@ -38,6 +38,24 @@ pub struct Stacked {
     pub disks: Vec<String>,
 }
 
+/// What `blkid` finds on a device or in a file of this machine; nothing when there is nothing.
+///
+/// # Errors
+/// When `blkid` cannot be run, or fails.
+pub fn probe(device: &str) -> Result<BTreeMap<String, String>, CaptureError> {
+    blkid(&This, device)
+}
+
+/// The same of any machine.
+pub(crate) fn blkid(machine: &dyn Machine, device: &str) -> Result<BTreeMap<String, String>, CaptureError> {
+    match machine.run("blkid", &["--probe", "--output", "export", device]) {
+        Ok(text) => Ok(facts::blkid(&text)),
+        // Status 2: nothing is there that blkid knows.
+        Err(process::Error::Failed { status, .. }) if status.code() == Some(2) => Ok(BTreeMap::new()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Why no layout can be taken from the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {

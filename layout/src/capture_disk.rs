@@ -1,6 +1,6 @@
 //! One disk of a running machine, and what lies in a partition or volume of it.
 
-use crate::capture::{CaptureError, Mounted};
+use crate::capture::{self, CaptureError, Mounted};
 use crate::capture_facts::{base, node, sysfs_number};
 use crate::capture_stack::id;
 use crate::facts::{self, Table, TablePartition};
@@ -9,7 +9,6 @@ use crate::model::{DiskRule, Format, Fs, Match, Mount, Partition, Pick, Subvolum
 use crate::order::GoldenFs;
 use crate::size::{MIB, Size};
 use crate::types::{self, TypeCode};
-use ka_sys::process;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -311,12 +310,7 @@ impl Look<'_> {
     /// # Errors
     /// When it fails.
     pub fn probe(&self, dir: &Path) -> Result<BTreeMap<String, String>, CaptureError> {
-        match self.machine.run("blkid", &["--probe", "--output", "export", &node(dir)?]) {
-            Ok(text) => Ok(facts::blkid(&text)),
-            // Status 2: nothing is there that blkid knows.
-            Err(process::Error::Failed { status, .. }) if status.code() == Some(2) => Ok(BTreeMap::new()),
-            Err(e) => Err(e.into()),
-        }
+        capture::blkid(self.machine, &node(dir)?)
     }
 
     /// Words for mkfs that give a file system the features of the golden one: what the golden machine's boot loader and

@@ -168,6 +168,9 @@ fn check_partition(layout: &Layout, index: usize, partition: &Partition, say: &m
             say("format: a bios-boot partition holds no file system".into());
         }
         let fs = partition.format.as_ref().map(|f| f.fs);
+        if types::is_bios_boot(&partition.kind, disk.table) && partition.raw {
+            say("raw: the boot loader writes into a bios-boot partition by itself".into());
+        }
         if types::is_esp(&partition.kind, disk.table) && fs.is_some_and(|fs| fs != Fs::Vfat) {
             say("format: an EFI system partition must be vfat".into());
         }
@@ -213,7 +216,7 @@ fn check_contents(layout: &Layout, say: &mut dyn FnMut(Place, String)) {
         }
         if let Some(mount) = content.mount {
             if content.format.is_none() && !content.kept {
-                say("mount: there is no file system to mount (no format, preserve or raw)".into());
+                say("mount: there is no file system to mount (no format or preserve)".into());
             }
             if content.format.is_some_and(|f| f.fs == Fs::Swap) {
                 say("mount: swap is not mounted".into());
@@ -242,6 +245,11 @@ fn check_kept(partition: &Partition, say: &mut dyn FnMut(String)) {
     }
     if partition.preserve && partition.raw {
         say("preserve and raw exclude each other".into());
+    }
+    if partition.raw && partition.mount.is_some() {
+        say("raw: mount cannot be given: it is not mounted while the node is installed, and a line of the golden /etc/fstab that \
+             names what the content brings (UUID=, LABEL=) holds without it"
+            .into());
     }
     if partition.preserve {
         check_preserved(partition, say);
@@ -523,7 +531,7 @@ mount = { path = "/" }
         );
         assert_eq!(
             only(|l| l.partitions[0].format = None),
-            "[[partition]] #1 (/): mount: there is no file system to mount (no format, preserve or raw)"
+            "[[partition]] #1 (/): mount: there is no file system to mount (no format or preserve)"
         );
         assert_eq!(
             only(|l| l.partitions[0].weight = Some(0)),
@@ -536,6 +544,30 @@ mount = { path = "/" }
             }),
             "[[partition]] #1 (/): name: partitions have names on gpt only"
         );
+    }
+
+    #[test]
+    fn raw_content_is_neither_made_nor_mounted_nor_written_into() {
+        let raw = |change: &dyn Fn(&mut Partition)| {
+            messages(|l| {
+                let mut sent = l.partitions[0].clone();
+                (sent.format, sent.mount, sent.raw, sent.size) = (None, None, true, "1G".into());
+                change(&mut sent);
+                l.partitions.push(sent);
+            })
+            .into_iter()
+            .collect::<Vec<String>>()
+        };
+        assert_eq!(raw(&|_| ()), [""; 0]);
+        let mount = raw(&|p| p.mount = Some(Mount { path: "/recovery".into(), options: None }));
+        assert!(
+            mount.len() == 1 && mount[0].contains("(/recovery): raw: mount cannot be given"),
+            "{mount:?}"
+        );
+        let boot = raw(&|p| p.kind = "bios-boot".into());
+        assert!(boot.len() == 1 && boot[0].contains("writes into a bios-boot partition"), "{boot:?}");
+        let both = raw(&|p| (p.preserve, p.number) = (true, Some(5)));
+        assert!(both[0].ends_with("preserve and raw exclude each other"), "{both:?}");
     }
 
     #[test]

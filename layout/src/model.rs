@@ -414,6 +414,18 @@ impl Layout {
         self.partitions.iter().filter(|p| p.preserve).filter_map(|p| Some(p.mount.as_ref()?.path.as_str()))
     }
 
+    /// The partitions that are sent block for block, with their indices in `partitions`.
+    pub fn raw_partitions(&self) -> impl Iterator<Item = (usize, &Partition)> {
+        self.partitions.iter().enumerate().filter(|(_, p)| p.raw)
+    }
+
+    /// The number that the partition at `index` gets; none when the layout is not sound.
+    #[must_use]
+    pub fn number_of(&self, index: usize) -> Option<u32> {
+        let numbers = crate::fit::numbers(self, self.disk_of(self.partitions.get(index)?)?).ok()?;
+        numbers.into_iter().find(|(i, _)| *i == index).map(|(_, number)| number)
+    }
+
     /// Every path that is mounted in the clone.
     pub fn mount_paths(&self) -> impl Iterator<Item = String> {
         self.contents().flat_map(|c| c.mounts()).map(|m| m.path)

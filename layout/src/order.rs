@@ -5,6 +5,9 @@ use crate::model::Fs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The fact by which a node that does not install says that it unpacks into a directory: blocks have no place there.
+pub const INTO_DIRECTORY: (&str, &str) = ("sink", "directory");
+
 /// An installation, as ordered by the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstallOrder {
@@ -92,6 +95,23 @@ pub struct Golden {
     pub filesystems: Vec<GoldenFs>,
     /// Total bytes of content per mount path of the layout, for the check that it fits.
     pub used: BTreeMap<String, Used>,
+    /// What comes into the layout's `raw` partitions, in the layout's order.
+    pub raw: Vec<RawContent>,
+}
+
+/// The content of a partition that is sent block for block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RawContent {
+    /// Which `[[partition]]` of the layout it is for, from 0.
+    pub index: usize,
+    /// The name of its part in the stream.
+    pub part: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// UUID of the file system that it brings, as blkid prints it.
+    pub uuid: Option<String>,
+    /// Label of that file system.
+    pub label: Option<String>,
 }
 
 /// How much a tree below one mount path needs.
@@ -227,7 +247,8 @@ pub struct Volume {
     pub kind: String,
     /// The kind of file system, if one was made (a bios-boot partition has none).
     pub fs: Option<Fs>,
-    /// UUID of the file system as blkid prints it (vfat: `ABCD-1234`).
+    /// UUID of the file system as blkid prints it (vfat: `ABCD-1234`). Where there is one without `fs`, it came with content
+    /// that was sent block for block, whatever kind that is.
     pub uuid: Option<String>,
     /// Label of the file system.
     pub label: Option<String>,

@@ -6,6 +6,8 @@
 #[path = "chain/many.rs"]
 mod many;
 mod programs;
+#[path = "chain/raw.rs"]
+mod raw;
 #[path = "chain/trust.rs"]
 mod trust;
 #[path = "chain/verify.rs"]
@@ -108,10 +110,20 @@ impl Deployment {
     /// A server for `nodes` nodes with these further options.
     fn start(nodes: usize, options: &[&str]) -> Self {
         let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let layout = layout(folder.path());
+        Self::start_in(folder, nodes, &layout, options)
+    }
+
+    /// The same with this layout.
+    fn start_with(nodes: usize, layout: &Path, options: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir_in("/var/tmp").unwrap(), nodes, layout, options)
+    }
+
+    fn start_in(folder: tempfile::TempDir, nodes: usize, layout: &Path, options: &[&str]) -> Self {
         make_token(folder.path(), "token", &["--shared"]);
         let mut command = Command::new(server_program());
         command.args(["deploy", "--listen", "127.0.0.1:0", "--nodes", &nodes.to_string()]);
-        command.arg("--layout").arg(layout(folder.path()));
+        command.arg("--layout").arg(layout);
         command.arg("--log-dir").arg(folder.path().join("log"));
         command.arg("--state").arg(folder.path().join("nodes.json"));
         command.args(options);

@@ -279,7 +279,8 @@ fn comment_out(line: &str, reason: &str) -> Outcome {
 fn replace_spec_and_kind(line: &str, fields: &Line, name: &str, volume: &Volume) -> Option<String> {
     let start = line.find(fields.spec)?;
     let mut new = format!("{}{name}{}", &line[..start], &line[start + fields.spec.len()..]);
-    let kind = volume.fs.map(Fs::name)?;
+    // Blocks bring the kind that they have.
+    let kind = volume.fs.map_or(fields.kind, |fs| fs.name());
     if fields.kind != kind && fields.kind != "auto" {
         let dir = new.find(fields.dir).filter(|&at| at >= start + name.len());
         // The mount point may occur within the new name; then it is looked for behind it.
@@ -580,6 +581,40 @@ mod tests {
         }
         assert!(now.contains(&format!("\nUUID={ROOT_UUID} / ")), "{now}");
         assert!(Fstab.apply(&lab.context()).unwrap().is_empty(), "a second run changes nothing");
+    }
+
+    #[test]
+    fn what_came_block_for_block_keeps_its_lines() {
+        let mut lab = Lab::new();
+        // An NTFS, of which the golden facts know nothing, and an ext4 that was mounted on the golden machine.
+        for (number, uuid, label) in
+            [(7, "7A3C5E6F01020304", "Recovery"), (8, "eeeeeeee-0000-4000-8000-000000000008", "tools")]
+        {
+            let mut sent = lab.volumes[2].clone();
+            (sent.number, sent.fs, sent.mount) = (number, None, None);
+            sent.device = format!("/dev/nvme0n1p{number}");
+            (sent.uuid, sent.label) = (Some(uuid.into()), Some(label.into()));
+            sent.partuuid = Some(format!("aaaaaaaa-0000-4000-8000-00000000000{number}"));
+            lab.volumes.push(sent);
+        }
+        let mut golden = lab.order.golden.filesystems[0].clone();
+        (golden.path, golden.device) = (Some("/tools".into()), "/dev/sda8".into());
+        golden.uuid = lab.volumes[4].uuid.clone();
+        golden.label = Some("tools".into());
+        golden.partuuid = lab.volumes[4].partuuid.clone();
+        golden.aliases.clear();
+        lab.order.golden.filesystems.push(golden);
+        let lines = "UUID=7A3C5E6F01020304 /recovery ntfs ro 0 0\nLABEL=Recovery /r ntfs ro 0 0\n\
+            PARTUUID=aaaaaaaa-0000-4000-8000-000000000007 /r2 ntfs ro 0 0\nLABEL=tools /tools ext4 ro 0 0\n\
+            UUID=eeeeeeee-0000-4000-8000-000000000008 /tools2 ext4 ro 0 0\n";
+        lab.file(PATH, &format!("{}{lines}/dev/sda8 /tools ext4 ro 0 0\n", kept()));
+        let changes = Fstab.apply(&lab.context()).unwrap();
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        let now = format!("{}{lines}UUID=eeeeeeee-0000-4000-8000-000000000008 /tools ext4 ro 0 0\n", kept());
+        assert_eq!(lab.read(PATH), now);
+        // What is on no node is an error as before.
+        lab.volumes.pop();
+        assert!(Fstab.apply(&lab.context()).unwrap_err().to_string().contains("LABEL=tools"));
     }
 
     #[test]

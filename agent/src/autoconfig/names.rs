@@ -134,11 +134,15 @@ impl<'a> Names<'a> {
         bearers.next().filter(|first| bearers.all(|v| v.device == first.device))
     }
 
-    /// The node's volume that stands for a golden file system: that of the same mount path; for swap that of the same UUID
+    /// The node's volume that stands for a golden file system: that of the same mount path, or the one that its
+    /// blocks were sent to; for swap that of the same UUID
     /// or label, else the only one where both have one swap.
     fn counterpart(&self, golden: &GoldenFs) -> Option<&'a Volume> {
         if let Some(path) = &golden.path {
-            return self.volumes.iter().find(|v| v.mount.as_ref().is_some_and(|m| m.path == *path));
+            let mounted = self.volumes.iter().find(|v| v.mount.as_ref().is_some_and(|m| m.path == *path));
+            // What was sent block for block is the golden file system itself.
+            let sent = |v: &&Volume| v.fs.is_none() && v.uuid.is_some() && v.uuid == golden.uuid;
+            return mounted.or_else(|| self.volumes.iter().find(sent));
         }
         let swaps: Vec<_> = self.swaps().collect();
         let by_uuid = swaps.iter().find(|v| golden.uuid.is_some() && v.uuid == golden.uuid);

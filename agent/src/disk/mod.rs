@@ -15,6 +15,7 @@ pub mod leftovers;
 mod mbr_table;
 mod mkfs;
 pub mod plan;
+pub mod raw;
 mod stack;
 mod stage;
 pub mod superblock;
@@ -27,6 +28,8 @@ mod keep_tests;
 mod loop_tests;
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod raw_tests;
 #[cfg(test)]
 mod sysfs_tests;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use gpt::partition::PartitionAttributes;
 use ka_cli::units::show_size;
 use ka_layout::fit::{Extent, Fitted, Geometry, Kept, fit_keeping};
 use ka_layout::model::{Content, Format, Fs, Layout, Mount, Partition, Subvolume, TableKind};
-use ka_layout::order::{Firmware, Golden, GoldenFs, Used};
+use ka_layout::order::{Firmware, Golden, GoldenFs, RawContent, Used};
 use ka_layout::types::{self, TypeCode};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -84,6 +84,8 @@ pub struct PartitionPlan {
     pub preserve: bool,
     /// The file system that a preserved partition holds.
     pub found: Option<Found>,
+    /// What is sent into it block for block.
+    pub raw: Option<RawContent>,
 }
 
 impl PartitionPlan {
@@ -93,17 +95,20 @@ impl PartitionPlan {
         self.content.format.as_ref().map(|f| f.fs).or(self.found.as_ref().map(|f| f.fs))
     }
 
-    /// Its UUID.
+    /// Its UUID, or that of the file system which raw content brings.
     #[must_use]
     pub fn uuid(&self) -> Option<&str> {
-        self.content.format.as_ref().map(|f| f.uuid.as_str()).or(self.found.as_ref().map(|f| f.uuid.as_str()))
+        let made = self.content.format.as_ref().map(|f| f.uuid.as_str());
+        let found = self.found.as_ref().map(|f| f.uuid.as_str());
+        made.or(found).or(self.raw.as_ref().and_then(|r| r.uuid.as_deref()))
     }
 
     /// Its label.
     #[must_use]
     pub fn label(&self) -> Option<&str> {
         let made = self.content.format.as_ref().and_then(|f| f.label.as_deref());
-        made.or(self.found.as_ref().and_then(|f| f.label.as_deref()))
+        let found = self.found.as_ref().and_then(|f| f.label.as_deref());
+        made.or(found).or(self.raw.as_ref().and_then(|r| r.label.as_deref()))
     }
 }
 
@@ -211,10 +216,6 @@ pub fn plan(layout: &Layout, disks: &[Disk], golden: &Golden, firmware: Firmware
 
 /// The plan without the checks of firmware and space.
 pub(super) fn compute(layout: &Layout, disks: &[Disk], golden: &Golden) -> Result<Plan> {
-    for (i, partition) in layout.partitions.iter().enumerate() {
-        let text = layout.partition_text(i);
-        ensure!(!partition.raw, "{text}: raw is not supported yet");
-    }
     let chosen = choose(layout, disks)?;
     leftovers::check_within(&chosen.iter().map(|i| &disks[*i]).collect::<Vec<_>>())?;
     let mut uuids = Uuids { golden, swaps_seen: 0 };
@@ -315,7 +316,9 @@ fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> R
             (None, _) => Some(Uuid::new_v4()),
         };
         let partuuid = partuuid(guid, id, extent.number);
-        let content = uuids.content(partition.content()).context(text)?;
+        let content = uuids.content(partition.content()).context(text.clone())?;
+        let raw =
+            if partition.raw { Some(raw_content(uuids.golden, *extent, disk).context(text)?) } else { None };
         partitions.push(PartitionPlan {
             extent: *extent,
             kind: partition.kind.clone(),
@@ -328,9 +331,27 @@ fn plan_disk(layout: &Layout, index: usize, disk: &Disk, uuids: &mut Uuids) -> R
             content,
             preserve: false,
             found: None,
+            raw,
         });
     }
     Ok(DiskPlan { rule: rule.name.clone(), disk: disk.clone(), fitted, id, partitions })
+}
+
+/// What the server sends into a partition, once it is known and fits.
+fn raw_content(golden: &Golden, extent: Extent, disk: &Disk) -> Result<RawContent> {
+    let content = golden.raw.iter().find(|r| r.index == extent.index);
+    let content = content.context("raw: the server does not say what comes into it")?;
+    let room = extent.bytes(disk.sector);
+    ensure!(
+        content.bytes <= room,
+        "raw: its content has {}, but partition {} of {} only {}: {} are missing",
+        show_size(content.bytes),
+        extent.number,
+        disk.device.display(),
+        show_size(room),
+        show_size(content.bytes - room)
+    );
+    Ok(content.clone())
 }
 
 fn partuuid(guid: Option<Uuid>, disk: Uuid, number: u32) -> String {
@@ -394,6 +415,7 @@ fn preserved(
         content: ContentPlan { mounts: partition.content().mounts(), ..ContentPlan::default() },
         preserve: true,
         found,
+        raw: None,
     })
 }
 
@@ -614,6 +636,13 @@ impl fmt::Display for Plan {
                 )?;
                 match &p.found {
                     Some(found) => write!(f, " preserved: {} {}", found.fs.name(), found.uuid)?,
+                    None if p.raw.is_some() => {
+                        write!(
+                            f,
+                            " raw: {} from the stream",
+                            show_size(p.raw.as_ref().map_or(0, |r| r.bytes))
+                        )?;
+                    }
                     None if p.preserve => f.write_str(" preserved")?,
                     None if p.content.format.is_none() => f.write_str(" empty")?,
                     None => {}

@@ -4,7 +4,7 @@ use super::discover::{Disk, KernelPartition};
 use super::plan::{Plan, check_unique, plan};
 use super::superblock::Found;
 use ka_layout::model::{Fs, Layout};
-use ka_layout::order::{Firmware, Golden, GoldenFs, Layer, Used};
+use ka_layout::order::{Firmware, Golden, GoldenFs, Layer, RawContent, Used};
 
 const GPT: &str = r#"version = 1
 [[disk]]
@@ -236,12 +236,35 @@ fn subvolumes_share_the_space_of_their_file_system() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_said() {
-    let raw = GPT.replace("format = { fs = \"ext4\" }", "raw = true");
+fn a_raw_partition_holds_its_content_or_is_refused_with_figures() {
+    let text = GPT.replace("size = \"fill\"", "size = \"2G\"")
+        + "[[partition]]\nnumber = 4\ntype = \"data\"\nname = \"win\"\nsize = \"100M\"\nraw = true\n";
+    let with = |raw: Option<RawContent>| {
+        let golden = Golden { raw: raw.into_iter().collect(), ..golden(ROOT, 1) };
+        plan(&layout(&text), &[disk(8)], &golden, Firmware::Bios).map_err(|e| format!("{e:#}"))
+    };
+    let content = |bytes| RawContent {
+        index: 3,
+        part: "win".into(),
+        bytes,
+        uuid: Some("7A3C5E6F01020304".into()),
+        label: Some("Recovery".into()),
+    };
+    let made = with(Some(content(100 << 20))).unwrap();
+    let raw = &made.disks[0].partitions[3];
     assert_eq!(
-        planned(&raw, disk(8), Firmware::Bios).unwrap_err(),
-        "[[partition]] #3 (/): raw is not supported yet"
+        (raw.raw.as_ref().unwrap().bytes, raw.fs(), raw.content.format.as_ref()),
+        (100 << 20, None, None)
     );
+    assert_eq!((raw.uuid(), raw.label()), (Some("7A3C5E6F01020304"), Some("Recovery")));
+    assert!(made.to_string().ends_with(" data               raw: 100 MiB from the stream\n"), "{made}");
+    assert_eq!(
+        with(Some(content((100 << 20) + 512))).unwrap_err(),
+        "[[partition]] #4 (win): raw: its content has 100 MiB, but partition 4 of /dev/vda only 100 MiB: 512 B are missing"
+    );
+    let lost = "[[partition]] #4 (win): raw: the server does not say what comes into it";
+    assert_eq!(with(None).unwrap_err(), lost);
+    assert_eq!(with(Some(RawContent { index: 2, ..content(1) })).unwrap_err(), lost);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use super::assemble::{self, Assembled, Keys};
 use super::discover::{Disk, KernelPartition, discover, kernel_partitions};
 use super::plan::{ContentPlan, DiskPlan, PartitionPlan, Plan};
+use super::raw::RawPlace;
 use super::stack::{self, VolumePlan};
 use super::wipe::{self, Area};
 use super::{btrfs, gpt_table, kept, leftovers, mbr_table, mkfs, superblock};
@@ -471,6 +472,17 @@ impl Formatted {
             mounted(&mut volumes, &volume, &plan.content);
         }
         volumes
+    }
+
+    /// Where the parts of the stream go that are sent block for block.
+    #[must_use]
+    pub fn raw_places(&self) -> Vec<RawPlace> {
+        let partitions = self.disks.iter().flat_map(|open| open.plan.partitions.iter().zip(&open.devices));
+        let place = |(plan, device): (&PartitionPlan, &PathBuf)| {
+            let raw = plan.raw.as_ref()?;
+            Some(RawPlace { part: raw.part.clone(), device: device.clone(), bytes: raw.bytes })
+        };
+        partitions.filter_map(place).collect()
     }
 
     /// Writes the partition tables and reads them back. To be called when the tree is complete, right before the boot

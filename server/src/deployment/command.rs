@@ -42,6 +42,10 @@ pub struct DeployArgs {
     /// the layout file (default: the layout of this machine)
     #[argh(option, arg_name = "FILE")]
     pub layout: Option<PathBuf>,
+    /// the content of the layout's raw partition ID (its id, else its number) is in this file or device (repeatable; default:
+    /// this machine's partition that has the layout's uuid)
+    #[argh(option, arg_name = "ID=PATH")]
+    pub raw: Vec<String>,
     /// send what this command writes (a tar stream) instead of a tree
     #[argh(option, arg_name = "COMMAND")]
     pub source_cmd: Option<String>,

@@ -2,6 +2,7 @@
 //! hooks.
 
 use super::command::DeployArgs;
+use super::raw::{self, RawSource};
 use super::{expected, fstab, withheld};
 use anyhow::{Context, Result, bail};
 use ka_archive::PackOptions;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub policy: Policy,
     /// The hooks.
     pub hooks: Vec<Hook>,
+    /// What comes into raw partitions.
+    pub raw: Vec<RawSource>,
     /// Things that the operator should know.
     pub warnings: Vec<String>,
 }
@@ -84,13 +87,20 @@ impl Plan {
         if args.sends_tree() && !mounts.iter().any(|m| m == "/") {
             bail!("the layout mounts nothing at /");
         }
+        let raw = raw_sources(args, &layout, live)?;
         let mut pack = pack_options(args, &root, &mounts)?;
         pack.excludes.extend(not_sent(&layout, args.sends_tree())?);
         let used = if args.sends_tree() { measure(&pack)? } else { BTreeMap::new() };
         let os_release = os_release(&root);
         let hostname = first_line(&root.join("etc/hostname")).unwrap_or_default();
-        let golden =
-            Golden { hostname, os_release, arch: std::env::consts::ARCH.to_owned(), filesystems, used };
+        let golden = Golden {
+            hostname,
+            os_release,
+            arch: std::env::consts::ARCH.to_owned(),
+            filesystems,
+            used,
+            raw: raw.iter().map(|source| source.content.clone()).collect(),
+        };
         let hooks = hooks(args)?;
         if args.sends_tree() {
             match std::fs::read_to_string(root.join("etc/fstab")) {
@@ -109,6 +119,7 @@ impl Plan {
             pack,
             policy: super::policy::policy(args)?,
             hooks,
+            raw,
             warnings,
         })
     }
@@ -116,8 +127,25 @@ impl Plan {
     /// Plain bytes that are about to be sent, for the display.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.golden.used.values().map(|u| u.bytes).sum()
+        let raw = self.golden.raw.iter().map(|r| r.bytes);
+        self.golden.used.values().map(|u| u.bytes).chain(raw).sum()
     }
+}
+
+/// What is sent block for block behind the tree.
+///
+/// # Errors
+/// As [`raw::sources`], and when the stream is not made here.
+fn raw_sources(args: &DeployArgs, layout: &Layout, live: bool) -> Result<Vec<RawSource>> {
+    if !args.sends_tree()
+        && let Some((index, _)) = layout.raw_partitions().next()
+    {
+        bail!(
+            "{} is raw, but a command or file gives one tar stream and no blocks: send a tree",
+            layout.partition_text(index)
+        );
+    }
+    raw::sources(layout, &args.raw, live)
 }
 
 /// Patterns for what preserved partitions hold: it belongs to the node.

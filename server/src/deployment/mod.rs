@@ -15,6 +15,7 @@ pub mod manifests;
 pub mod order;
 mod policy;
 mod pxe;
+pub mod raw;
 pub mod source;
 pub mod state;
 mod withheld;
@@ -24,7 +25,7 @@ use crate::trust::commands::state_folder;
 use crate::trust::gate::Gate;
 use crate::trust::token_file::TokenFile;
 use crate::trust::{key_file, luks_keys};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use claims::Newcomer;
 use command::{DeployArgs, Settings};
 use display::Display;
@@ -39,7 +40,7 @@ use ka_chain::node::{Config, Node, Report};
 use ka_chain::seal::{Wave, random};
 use ka_chain::sign::Signer;
 use ka_cli::exit::Exit;
-use ka_layout::order::InstallOrder;
+use ka_layout::order::{INTO_DIRECTORY, InstallOrder};
 use listen::{Hub, Incoming};
 use logs::Logs;
 use pxe::Pxe;
@@ -82,6 +83,9 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         println!("{}", plan.layout_text.trim_end());
         for (path, used) in &plan.golden.used {
             println!("# {path}: {} in {} entries", ka_cli::units::show_size(used.bytes), used.inodes);
+        }
+        for source in &plan.raw {
+            println!("# {}", source.text());
         }
         return Ok(Exit::Done);
     }
@@ -314,6 +318,14 @@ impl Run<'_> {
         let identity =
             self.pxe.identity(mac, registration, address, session, |name| deployment.is_gone(name))?;
         if !installs(registration) {
+            ensure!(
+                self.plan.raw.is_empty()
+                    || registration
+                        .facts
+                        .iter()
+                        .all(|(name, value)| (name.as_str(), value.as_str()) != INTO_DIRECTORY),
+                "the layout has raw partitions, for which a directory has no place; give the stream to a command (--sink-cmd)"
+            );
             return Ok((identity, Vec::new()));
         }
         self.pxe.installing(&identity.name, mac);
@@ -406,11 +418,11 @@ impl Run<'_> {
         let source = match (&self.args.source_cmd, &self.args.source_file) {
             (Some(command), _) => Source::Command(command.clone()),
             (None, Some(file)) => Source::File(file.clone()),
-            (None, None) => Source::Tree(self.plan.pack.clone()),
+            (None, None) => Source::Tree(self.plan.pack.clone(), self.plan.raw.clone()),
         };
         let current = self.current.clone();
         let manifest = match &source {
-            Source::Tree(_) => manifests::begin(self.logs.folder(), &self.name, wave.number, &self.plan)
+            Source::Tree(..) => manifests::begin(self.logs.folder(), &self.name, wave.number, &self.plan)
                 .inspect_err(|e| log::warn!("{NO_MANIFEST}: {e}"))
                 .ok(),
             Source::Command(_) | Source::File(_) => None,

@@ -1,6 +1,7 @@
 //! What feeds the chain: the golden tree, or a command of the operator. Whatever fails here gives the stream up, so that
 //! no node can take half of it for all.
 
+use super::raw::RawSource;
 use anyhow::{Context, Result, bail};
 use ka_archive::manifest::{ManifestError, Writer, Written};
 use ka_archive::{Observer, PackOptions, PackSummary, pack};
@@ -20,8 +21,8 @@ const COPY: usize = 256 << 10;
 /// Where the stream comes from.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// A directory tree.
-    Tree(PackOptions),
+    /// A directory tree, and behind it the content of raw partitions.
+    Tree(PackOptions, Vec<RawSource>),
     /// What this command writes, run by `sh -c`.
     Command(String),
     /// The bytes of this file; `-` is standard input.
@@ -66,9 +67,17 @@ impl Observer for Current {
 pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Option<Writer>) -> Result<Sent> {
     let mut observer = (current, manifest);
     let fed = (|| match source {
-        Source::Tree(options) => {
+        Source::Tree(options, raw) => {
             feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
-            Ok(Some(pack(options, &mut feeder, &mut observer)?))
+            let summary = pack(options, &mut feeder, &mut observer)?;
+            for source in raw {
+                let name = source.content.part.clone();
+                observer.0.entry(name.as_bytes());
+                let sending = format!("sending {name}");
+                feeder.begin_part(&Part { name, kind: PartKind::Raw })?;
+                source.send(&mut feeder).context(sending)?;
+            }
+            Ok(Some(summary))
         }
         Source::Command(command) => {
             feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
