@@ -282,8 +282,8 @@ fn a_tree_of_five_delivers_too_and_strays_disturb_nobody() {
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"KADATA01garbagegarbage!!",
         b"KACTRL01\xff\xff\xff\xff",
-        b"KACTRL02\xff\xff\xff\xff",
-        &[&b"KACTRL02"[..], &[7; 16], &[48, 0], &[9; 48]].concat(),
+        b"KACTRL03\xff\xff\xff\xff",
+        &[&b"KACTRL03"[..], &[7; 16], &[48, 0], &[9; 48]].concat(),
     ] {
         let mut stray = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
         stray.write_all(garbage).unwrap();

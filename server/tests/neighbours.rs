@@ -378,7 +378,7 @@ import socket, sys, time
 host, seconds = sys.argv[1], float(sys.argv[2])
 ports, froms = [int(p) for p in sys.argv[3].split(',')], sys.argv[4].split(',')
 end, made, kept = time.time() + seconds, 0, []
-what = [b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA03' + bytes(16), b'KACTRL02' + bytes(100)]
+what = [b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA03' + bytes(16), b'KACTRL03' + bytes(100)]
 while time.time() < end:
     for port in ports:
         s = socket.socket()

@@ -241,7 +241,7 @@ fn strays_on_every_port_disturb_nobody() {
     let script = "import os, socket, sys\n\
                   for host in range(1, 5):\n\
                   \x20 for port in [int(p) for p in sys.argv[1:]]:\n\
-                  \x20  for what in (b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA03' + os.urandom(24), b'KACTRL02' + os.urandom(400)):\n\
+                  \x20  for what in (b'', b'GET / HTTP/1.0\\r\\n\\r\\n', b'KADATA03' + os.urandom(24), b'KACTRL03' + os.urandom(400)):\n\
                   \x20   try:\n\
                   \x20    s = socket.create_connection((f'10.77.0.{host}', port), 1)\n\
                   \x20    s.send(what)\n\

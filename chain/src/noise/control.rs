@@ -22,7 +22,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 /// First bytes of a control connection, from the node. The digits are the protocol's version.
-pub const HELLO: [u8; 8] = *b"KACTRL02";
+pub const HELLO: [u8; 8] = *b"KACTRL03";
 /// The Noise protocol of control connections.
 const PATTERN: &str = "Noise_NKpsk0_25519_AESGCM_BLAKE2s";
 /// The longest message: an order with the operator's hooks in it.

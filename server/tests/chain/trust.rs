@@ -123,7 +123,7 @@ fn what_was_heard_on_the_way_cannot_be_used_again() {
     d.receiver();
     d.port = server;
     let heard = heard.lock().unwrap().clone();
-    assert!(heard.starts_with(b"KACTRL02"), "a node spoke");
+    assert!(heard.starts_with(b"KACTRL03"), "a node spoke");
     let mut replay = TcpStream::connect(("127.0.0.1", server)).unwrap();
     replay.write_all(&heard).unwrap();
     // The handshake of a shared token is answered; what follows does not open and the server closes.
@@ -144,7 +144,7 @@ fn a_connection_that_dawdles_is_closed_in_time() {
     let (_golden, mut d) = small(1);
     let mut slow = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
     let start = Instant::now();
-    let hello = [&b"KACTRL02"[..], &[7; 16], &[48, 0], &[9; 48]].concat();
+    let hello = [&b"KACTRL03"[..], &[7; 16], &[48, 0], &[9; 48]].concat();
     let mut bytes = hello.iter();
     slow.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let closed = loop {
