@@ -522,4 +522,39 @@ mod tests {
             assert!(differs(&before, &look()));
         }
     }
+
+    /// As a script does that gives a file to somebody and then an attribute: nobody may have what was meant for another.
+    #[test]
+    fn an_old_owner_is_not_sent_with_a_new_attribute() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let open = || OwnedFd::from(std::fs::File::open(&path).unwrap());
+        // Small, and large.
+        for size in [100, 300_000] {
+            std::fs::write(&path, vec![7; size]).unwrap();
+            chown(&path, Some(1), None).unwrap();
+            let old = stat_file(open().as_fd(), b"file").unwrap();
+            chown(&path, Some(2), None).unwrap();
+            rustix::fs::setxattr(&path, c"user.owner", b"2", rustix::fs::XattrFlags::empty()).unwrap();
+            let (mut reader, mut out) = (Reader::new(true), Vec::new());
+            let Read::Changed(fd, now) = reader.read_file(b"file", open(), old, true, &mut out).unwrap()
+            else {
+                panic!("{size}: the old owner was taken");
+            };
+            let told = |outcome| match outcome {
+                Read::Done(Outcome::Done { told, changed, .. }) => (told.unwrap(), changed),
+                Read::Done(Outcome::Large(large)) => {
+                    let changed = large.changed(b"file").unwrap();
+                    (large.told.unwrap(), changed)
+                }
+                _ => panic!("{size}"),
+            };
+            let (entry, changed) = told(reader.read_file(b"file", fd, now, true, &mut out).unwrap());
+            assert_eq!((entry.uid, entry.xattrs.len(), changed), (2, 1, false), "{size}");
+            // What changes again and again is told.
+            let (_, changed) = told(reader.read_file(b"file", open(), old, false, &mut out).unwrap());
+            assert!(changed, "{size}");
+            rustix::fs::removexattr(&path, c"user.owner").unwrap();
+        }
+    }
 }

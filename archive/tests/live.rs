@@ -6,12 +6,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use ka_archive::manifest::Entry;
 use ka_archive::testing::{compare_with_rsync, run};
 use ka_archive::{
     Observer, PackError, PackOptions, PackSummary, UnpackError, UnpackOptions, UnpackSummary, pack, unpack,
@@ -95,66 +93,6 @@ fn files_that_change_while_read_keep_the_promise_and_are_listed() {
     assert!(shrunk[..1 << 19].iter().all(|&b| b == 5) && shrunk[(3 << 20) / 2..].iter().all(|&b| b == 0));
     assert_eq!(read("shrinks-sparse").len(), 10 << 20);
     assert!(read("zz-after") == content, "what follows is shifted");
-}
-
-/// A file's owner, the owner that its attribute names, and whether it was told that it changed.
-#[derive(Default)]
-struct Seen(Vec<(u32, Option<u8>, bool)>);
-
-impl Observer for Seen {
-    fn wants_entries(&self) -> bool {
-        true
-    }
-
-    fn packed(&mut self, entry: &Entry<'_>) {
-        if !entry.path.is_empty() {
-            let named = entry.xattrs.iter().find(|(name, _)| name.as_c_str() == c"user.owner");
-            self.0.push((entry.uid, named.map(|(_, value)| value[0]), entry.changed));
-        }
-    }
-}
-
-/// As a script does that gives a file to somebody and then a capability: nobody may have what was meant for another.
-#[test]
-fn an_owner_and_an_attribute_that_were_never_there_together_are_told() {
-    let from = tempfile::tempdir().unwrap();
-    let path = from.path().join("file");
-    fs::write(&path, b"content").unwrap();
-    let set = |name: &str, value: u8| {
-        rustix::fs::setxattr(&path, name, &[value], rustix::fs::XattrFlags::empty()).unwrap();
-    };
-    // To read them takes time.
-    (0..60).for_each(|i| set(&format!("user.a{i:02}"), 0));
-    let pack_often = |count: usize| {
-        let mut seen = Seen::default();
-        (0..count).for_each(|_| {
-            pack(&options(from.path()), io::sink(), &mut seen).unwrap();
-        });
-        seen.0
-    };
-    assert!(pack_often(5).iter().all(|(.., changed)| !changed));
-    let over = AtomicBool::new(false);
-    let seen = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                for owner in [1, 2] {
-                    let _ = rustix::fs::removexattr(&path, "user.owner");
-                    chown(&path, Some(owner.into()), None).unwrap();
-                    set("user.owner", owner);
-                }
-            }
-        });
-        let seen = pack_often(500);
-        over.store(true, Ordering::Relaxed);
-        seen
-    });
-    let (mut right, mut wrong) = (0, 0);
-    for (uid, named, changed) in seen {
-        let mixed = named.is_some_and(|named| u32::from(named) != uid);
-        (right, wrong) = (right + usize::from(!mixed), wrong + usize::from(mixed));
-        assert!(!mixed || changed, "{uid} {named:?}");
-    }
-    eprintln!("{right} right, {wrong} mixed and told");
 }
 
 /// A tmpfs that is unmounted at the end.
