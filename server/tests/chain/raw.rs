@@ -1,7 +1,7 @@
 //! Raw partitions with the real programs: the parts behind the tree, who is refused, and what an installing node writes to a
 //! disk that is full of something else.
 
-use super::{Deployment, Running, agent_program, noise, root, server_program};
+use super::{Deployment, Running, agent_program, key_in, make_token, noise, root, server_program};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -136,6 +136,41 @@ fn a_source_that_is_missing_or_in_use_or_goes_away_is_told_and_nothing_looks_lik
     assert!(d.server.text().contains("has 1000 bytes, but had 1048583"), "{}", d.everything());
 }
 
+/// A network of its own with one interface, for a node that installs is known by the MAC address of its own; gone when dropped.
+struct Network(String);
+
+impl Network {
+    fn new() -> Self {
+        let name = format!("karaw{}", std::process::id());
+        let run = |words: &str| {
+            assert!(Command::new("ip").args(words.split(' ')).status().unwrap().success(), "ip {words}");
+        };
+        run(&format!("netns add {name}"));
+        let network = Self(name);
+        for words in [
+            "link set lo up",
+            "link add v0 type veth peer name v1",
+            "addr add 10.78.0.1/24 dev v0",
+            "link set v0 up",
+        ] {
+            run(&format!("-n {} {words}", network.0));
+        }
+        network
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0]).arg(program);
+        command
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
 /// A loop device on a file; gone with its partitions when dropped.
 struct Loop(PathBuf);
 
@@ -179,29 +214,35 @@ fn an_installing_node_writes_the_blocks_over_what_was_there_and_a_source_that_is
     }
     file.sync_all().unwrap();
     let disk = Loop::new(&image);
-    let mut d = golden.deploy(1, &[]);
+    let network = Network::new();
+    let token = make_token(golden.folder.path(), "token", &[]);
+    let mut command = network.command(&server_program());
+    command.args(["deploy", "--listen", "10.78.0.1:0", "--nodes", "1", "--root"]).arg(golden.path("tree"));
+    command.arg("--layout").arg(golden.path("layout.toml")).arg("--log-dir").arg(golden.path("log"));
+    command.arg("--state").arg(golden.path("nodes.json"));
+    command.arg(format!("--raw=tools={}", golden.path("a").display()));
+    command.arg(format!("--raw=4={}", golden.path("b").display()));
+    let mut server = Running::start(command);
+    let line = server.wait_line("listening on TCP port");
+    let port = line.split("port ").nth(1).unwrap().split(' ').next().unwrap();
+    let key = key_in(&server.wait_line("this server's key is"));
     let script = "mkdir -p /target /run/ka && mount -t tmpfs tmpfs /run/ka && exec \"$@\"";
     let (target, run) = (Path::new("/target"), Path::new("/run/ka"));
     let made: Vec<&Path> = [target, run].into_iter().filter(|path| !path.exists()).collect();
-    let mut command = Command::new("unshare");
+    let mut command = network.command(Path::new("unshare"));
     command.args(["--mount", "--propagation", "private", "sh", "-ec", script, "sh"]).arg(agent_program());
-    command.args([
-        "deploy",
-        "--yes",
-        "--key",
-        &d.key,
-        "--server",
-        &format!("127.0.0.1:{}", d.port),
-        "--disk",
-    ]);
-    command.arg(&disk.0).arg("--token-file").arg(d.folder.path().join("token"));
-    d.agents.push(Running::start(command));
-    let (server, agents) = d.exits();
+    command.args(["deploy", "--yes", "--key", &key, "--server", &format!("10.78.0.1:{port}"), "--disk"]);
+    command.arg(&disk.0).arg("--token-file").arg(token);
+    let mut agent = Running::start(command);
+    // A node that never gets through would be waited for.
+    let code = agent.exit();
+    assert!(agent.text().contains("step receive"), "{}{}", agent.text(), server.text());
+    let codes = (server.exit(), code);
     for path in made {
         let _ = fs::remove_dir(path);
     }
-    let text = d.everything();
-    assert_eq!((server, &agents[..]), (1, &[1][..]), "{text}");
+    let text = format!("{}{}", server.text(), agent.text());
+    assert_eq!(codes, (1, 1), "{text}");
     assert!(text.contains("raw: 8.00 MiB from the stream"), "{text}");
     for (part, number, bytes) in [("#1 (0x27)", 1, (8 << 20) + 513), ("#3 (prep)", 4, (1 << 20) + 7)] {
         let line = format!("wrote {bytes} bytes of [[partition]] {part} to {}p{number}", disk.0.display());
@@ -224,7 +265,6 @@ fn an_installing_node_writes_the_blocks_over_what_was_there_and_a_source_that_is
         .map(|mib| mib << 20)
         .find(|start| on_disk(*start, b.len().min((96 << 20) - *start as usize)) == *b);
     assert!(last.is_some(), "the second content is nowhere");
-    drop(d);
 
     // The same disk as a source: an ext4 that is mounted, first for writing, then not.
     let status =
