@@ -482,7 +482,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(3000))]
         #[test]
         fn globs_mean_what_they_mean_to_globset(glob in any_glob(), paths in vec(any_path(), 20)) {
-            let odd = |one: &String| one.split('/').skip(1).any(|name| ["", ".", ".."].contains(&name));
+            let odd = |one: &String| one != "/" && one.split('/').skip(1).any(|name| ["", ".", ".."].contains(&name));
             if alternatives(&glob).is_ok_and(|all| all.iter().any(odd)) {
                 let error = patterns(&[&glob]).err().map(|e| e.to_string()).unwrap_or_default();
                 prop_assert!(error.contains("which no path has"), "{}: {}", glob, error);
