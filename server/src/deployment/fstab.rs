@@ -12,12 +12,18 @@ const REMOVABLE: [&str; 6] = ["/dev/sr", "/dev/scd", "/dev/cdrom", "/dev/dvd", "
 const ESP: [&str; 2] = ["/boot/efi", "/efi"];
 
 /// A warning for each line of `fstab` that nodes of a layout with these `mounts` may not be able to follow. Lines with a
-/// word of `dropped`, as a field or an option, go anyway.
-pub fn warnings(fstab: &str, mounts: &BTreeSet<String>, dropped: &[String]) -> Vec<String> {
-    fstab.lines().filter_map(|line| warning(line, mounts, dropped)).collect()
+/// word of `dropped`, as a field or an option, go anyway; `brought` is what the content of raw partitions is called
+/// (`UUID=...`, `LABEL=...`).
+pub fn warnings(
+    fstab: &str,
+    mounts: &BTreeSet<String>,
+    dropped: &[String],
+    brought: &[String],
+) -> Vec<String> {
+    fstab.lines().filter_map(|line| warning(line, mounts, dropped, brought)).collect()
 }
 
-fn warning(line: &str, mounts: &BTreeSet<String>, dropped: &[String]) -> Option<String> {
+fn warning(line: &str, mounts: &BTreeSet<String>, dropped: &[String], brought: &[String]) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let spec = fields.next().filter(|spec| !spec.starts_with('#'))?;
     let (dir, kind) = (fields.next()?, fields.next()?);
@@ -31,7 +37,8 @@ fn warning(line: &str, mounts: &BTreeSet<String>, dropped: &[String]) -> Option<
     let dispensable = kind == "swap"
         || (kind == "vfat" && ESP.contains(&path))
         || options.iter().any(|o| ["noauto", "nofail", "bind", "rbind"].contains(o));
-    if !local || dispensable || mounts.contains(path) || dropped.iter().any(goes) {
+    let comes = brought.iter().any(|name| name == spec);
+    if !local || dispensable || comes || mounts.contains(path) || dropped.iter().any(goes) {
         return None;
     }
     Some(format!(
@@ -60,22 +67,26 @@ mod tests {
             UUID=4 /boot/efi vfat umask=0077 0 1\n\
             UUID=5 /backup ext4 nofail 0 2\n\
             UUID=6 /old ext4 defaults 0 2\n\
+            UUID=8 /windows ntfs defaults 0 0\n\
             /dev/sr0 /media/cdrom0 udf,iso9660 user 0 0\n\
             server:/x /x nfs4 _netdev 0 0\n\
             /srv/a /srv/b none bind 0 0\n\
             tmpfs /tmp tmpfs size=1G 0 0\n\
             UUID=7\n";
-        let found = warnings(fstab, &mounts(), &["/old".to_owned()]);
+        let found = warnings(fstab, &mounts(), &["/old".to_owned()], &["UUID=8".to_owned()]);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("LABEL=data at /data"), "{found:?}");
         assert!(found[1].contains("/dev/mapper/vg-srv at /srv"), "{found:?}");
-        assert_eq!(warnings(fstab, &mounts(), &["ext4".to_owned()]), Vec::<String>::new());
+        assert_eq!(
+            warnings(fstab, &mounts(), &["ext4".to_owned(), "ntfs".to_owned()], &[]),
+            Vec::<String>::new()
+        );
     }
 
     proptest! {
         #[test]
         fn no_text_breaks_it(text in "(UUID=|/dev/|#|\\\\040|/| |\t|\n|[ -~é]){0,60}") {
-            let _ = warnings(&text, &mounts(), &[]);
+            let _ = warnings(&text, &mounts(), &[], &[]);
         }
     }
 }

@@ -105,7 +105,13 @@ impl Plan {
         if args.sends_tree() {
             match std::fs::read_to_string(root.join("etc/fstab")) {
                 Ok(text) => {
-                    warnings.extend(fstab::warnings(&text, &mounts.into_iter().collect(), &args.drop_fstab));
+                    let named =
+                        |key: &str, value: &Option<String>| value.as_ref().map(|v| format!("{key}={v}"));
+                    let names =
+                        golden.raw.iter().flat_map(|r| [named("UUID", &r.uuid), named("LABEL", &r.label)]);
+                    let brought: Vec<String> = names.flatten().collect();
+                    let mounts = mounts.into_iter().collect();
+                    warnings.extend(fstab::warnings(&text, &mounts, &args.drop_fstab, &brought));
                 }
                 // The clone gets the layout's lines.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
