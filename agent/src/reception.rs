@@ -158,7 +158,11 @@ pub fn receive(
     };
     session.progress(progress(&handle, &counters));
     match outcome {
-        Ok((record, unpacked)) => Ok(Reception { record, unpacked, relay }),
+        Ok((record, unpacked)) => {
+            // It may have been told before, but not too late: that the node is done must come after it.
+            session.ended(record);
+            Ok(Reception { record, unpacked, relay })
+        }
         Err(error) => {
             let error = match session.verdict() {
                 Some(Verdict::Out(why)) => NextWave(why).into(),
