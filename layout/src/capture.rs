@@ -207,18 +207,14 @@ pub(crate) fn capture_from(
                 Some(format!("{}G-{}G", (one.bytes >> 30) * 9 / 10, (one.bytes >> 30) * 11 / 10 + 1));
         }
         let place = one.aliases.iter().find_map(|a| a.strip_prefix("/dev/disk/by-path/"));
-        places.push(format!("{name} is {}", place.unwrap_or(&one.device)));
+        places.push((one.bytes, place.map(str::to_owned)));
         layout.disks.push(one.rule);
         layout.partitions.extend(one.partitions);
         golden.extend(one.golden);
         nodes.push((one.device, one.aliases));
     }
     if disks.len() > 1 {
-        look.warnings.push(format!(
-            "several disks were captured: their match rules go by size only; look whether each names one disk of a node, \
-             and add what tells them apart, such as path (here {})",
-            places.join(", ")
-        ));
+        look.warnings.push(tell_apart(&mut layout, &places));
     }
     let mut contents = BTreeMap::new();
     for (name, fs) in &tops {
@@ -252,6 +248,27 @@ pub(crate) fn capture_from(
         )));
     }
     Ok(Captured { layout, golden_filesystems: golden, stacked, warnings })
+}
+
+/// Adds where a disk is plugged in to the rules of those whose sizes do not tell them apart, the two of an array mostly; what
+/// the operator should look at.
+fn tell_apart(layout: &mut Layout, places: &[(u64, Option<String>)]) -> String {
+    // As far as the ranges in the rules reach.
+    let alike = |a: u64, b: u64| a.min(b) / 9 * 11 + (2 << 30) >= a.max(b);
+    let mut lost = Vec::new();
+    for (i, (bytes, place)) in places.iter().enumerate() {
+        if places.iter().enumerate().any(|(j, (other, _))| i != j && alike(*bytes, *other)) {
+            layout.disks[i].matching.path.clone_from(place);
+            lost.extend(place.is_none().then(|| layout.disks[i].name.clone()));
+        }
+    }
+    let mut text = "several disks were captured: their match rules go by size, and where sizes are alike by where a disk is \
+                    plugged in (path); look whether each names one disk of a node"
+        .to_owned();
+    if !lost.is_empty() {
+        text += &format!("; nothing tells {} apart from others: add serial or wwn", lost.join(", "));
+    }
+    text
 }
 
 /// Adds what the device `name` lies on, to `stack` when it is no partition, and the disks below it.

@@ -434,8 +434,8 @@ fn a_mirror_of_two_disks_is_captured() {
     assert_eq!(
         captured.warnings,
         [
-            "several disks were captured: their match rules go by size only; look whether each names one disk of a node, and \
-          add what tells them apart, such as path (here system is pci-8, disk2 is pci-65)"
+            "several disks were captured: their match rules go by size, and where sizes are alike by where a disk is \
+             plugged in (path); look whether each names one disk of a node"
         ]
     );
     let raids: Vec<_> = captured
@@ -464,6 +464,9 @@ fn a_mirror_of_two_disks_is_captured() {
         ]
     );
     assert_eq!(captured.layout.disks[1].matching.size.as_deref(), Some("18G-23G"));
+    // Two of one size: nothing but their places tells them apart.
+    let paths: Vec<_> = captured.layout.disks.iter().map(|d| d.matching.path.as_deref()).collect();
+    assert_eq!(paths, [Some("pci-8"), Some("pci-65")]);
     let root = lab.golden(&captured, Some("/"));
     assert_eq!(root.device, "/dev/md127");
     assert!(root.aliases.iter().any(|a| a == "/dev/md/root"), "{root:?}");
