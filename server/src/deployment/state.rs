@@ -651,9 +651,10 @@ impl Deployment {
             .values()
             .filter(|n| n.connected && !flows(n))
             .filter_map(|n| {
-                // After the release nobody depends on a node any more, and a machine that writes its disk's last blocks
-                // may be busy.
-                let patient = n.status == Status::Running || self.releasing.contains(&n.connection);
+                // After the release nobody depends on a node any more, and a machine that is being configured may be busy.
+                // What still takes the stream to its disk is judged as before.
+                let known = n.status == Status::Running || self.releasing.contains(&n.connection);
+                let patient = known && n.step != "receive";
                 let endured =
                     self.settings.dead_after.max(if patient { AFTER_RELEASE } else { Duration::ZERO });
                 (time.saturating_sub(n.heard) >= endured).then_some((n.connection, endured))
