@@ -7,6 +7,9 @@ use crate::trust::{key_file, token_file};
 use anyhow::{Context, Result, bail};
 use std::path::{Component, Path, PathBuf};
 
+/// The server's own folder, where its state and keys are unless options say otherwise.
+const OWN: &str = "/var/lib/ka";
+
 /// Globs of what is left out below `root`; those of directories leave the directories themselves, empty.
 ///
 /// # Errors
@@ -19,7 +22,9 @@ pub fn patterns(args: &DeployArgs, root: &Path) -> Result<Vec<String>> {
     let others = [args.state.clone(), args.state.with_extension("lock"), args.state.with_extension("sock")];
     let folders = [("luks-keys", &args.luks_keys), ("log-dir", &args.log_dir), ("boot-dir", &args.boot_dir)];
 
-    let mut found = Vec::new();
+    // Also what earlier deployments with other options left there: keys of nodes, tokens.
+    let own = globs(Path::new(OWN), root, true).with_context(|| format!("leaving out {OWN}"))?;
+    let mut found: Vec<String> = own.into_iter().map(|glob| format!("{glob}/*")).collect();
     for (option, folder) in folders {
         let secret = option == "luks-keys";
         let globs =
@@ -139,6 +144,12 @@ mod tests {
             "/var/lib/ka/luks-keys/*",
         ] {
             assert!(found.iter().any(|f| f == glob), "{glob}: {found:?}");
+        }
+        // Keys of earlier deployments are left out, whatever this one is told.
+        let other =
+            DeployArgs::from_args(&["ka-server"], &["--luks-keys", "/k", "--state", "/s/n.json"]).unwrap();
+        for root in [root.as_path(), Path::new("/")] {
+            assert!(patterns(&other, root).unwrap().contains(&"/var/lib/ka/*".to_owned()));
         }
         // What is no secret may be something else in another tree.
         assert!(found.iter().all(|glob| !glob.starts_with("/opt")), "{found:?}");
