@@ -91,18 +91,24 @@ fn a_node_that_stalls_in_every_wave_ends_the_deployment_with_exit_code_3() {
     }
 }
 
+/// A deployment to three nodes; the second may have a sink of its own.
+fn three(second: Option<&str>) -> Lab {
+    let mut lab = Lab::network(3);
+    let source = lab.source();
+    lab.start_server(&source, &["--nodes", "3"]);
+    for n in 1..=3 {
+        lab.start_node(n, second.filter(|_| n == 2));
+    }
+    lab
+}
+
 /// It has the whole stream, but its disk is not done with it for a long time.
 #[test]
 fn a_node_whose_disk_hangs_at_the_very_end_holds_nobody() {
     if !possible() {
         return;
     }
-    let mut lab = Lab::network(3);
-    let source = lab.source();
-    lab.start_server(&source, &["--nodes", "3"]);
-    for n in 1..=3 {
-        lab.start_node(n, (n == 2).then_some("cat >/dev/null; sleep 20"));
-    }
+    let mut lab = three(Some("cat >/dev/null; sleep 20"));
     lab.server.as_ref().unwrap().wait_for("starting with");
     let start = Instant::now();
     assert_eq!(lab.nodes_end(&[2]), [0, 0], "{}", lab.everything());
@@ -119,12 +125,7 @@ fn a_node_that_is_killed_in_every_wave_ends_the_deployment_with_exit_code_3() {
     if !possible() {
         return;
     }
-    let mut lab = Lab::network(3);
-    let source = lab.source();
-    lab.start_server(&source, &["--nodes", "3"]);
-    for n in 1..=3 {
-        lab.start_node(n, None);
-    }
+    let mut lab = three(None);
     let start = Instant::now();
     let key = key_in(&lab.server.as_ref().unwrap().text());
     let again = |lab: &Lab| {
