@@ -1,7 +1,7 @@
 //! One row: a deployment to a bare machine, its first boot, and `ka-agent verify` in the clone itself, from a disk that
 //! holds the manifest.
 
-use super::rows::{Layout, Row};
+use super::rows::{Layout, RAW, Row};
 use super::shape;
 use crate::binaries::Binaries;
 use crate::golden::{self, Golden};
@@ -152,6 +152,11 @@ fn words(row: &Row, golden: &Golden, dir: &Path, captured: Option<&Path>) -> Res
     words.extend(["--nodes-file".into(), path(&nodes)]);
     // QEMU sorts the boot order itself at every start: the network stays first, whatever the clone writes.
     words.extend(["--efi-boot".into(), "pxe-first".into()]);
+    if let Some((id, length)) = row.raw {
+        let source = dir.join("raw");
+        write(&source, &RAW.repeat(length.div_ceil(RAW.len()))[..length])?;
+        words.extend(["--raw".into(), format!("{id}={}", path(&source))]);
+    }
     if let Some(container) = row.unlock {
         let keys = dir.join("keys");
         std::fs::create_dir_all(&keys).with_context(|| format!("making {}", keys.display()))?;

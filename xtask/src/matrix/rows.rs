@@ -27,6 +27,8 @@ pub struct Row {
     pub disks: Option<&'static [u64]>,
     /// The container that asks for its passphrase at the console.
     pub unlock: Option<&'static str>,
+    /// The partition that is sent block for block: its id, and the bytes of [`RAW`] in it.
+    pub raw: Option<(&'static str, usize)>,
     /// Commands on the clone, and what each must print.
     pub checks: &'static [(&'static str, &'static str)],
 }
@@ -58,8 +60,11 @@ const fn row(
     layout: Layout,
     disks: Option<&'static [u64]>,
 ) -> Row {
-    Row { name, guest, about, layout, disks, unlock: None, checks: &[] }
+    Row { name, guest, about, layout, disks, unlock: None, raw: None, checks: &[] }
 }
+
+/// What raw partitions hold, over and over, as `yes` prints it.
+pub const RAW: &str = "block for block\n";
 
 const PLAIN: Layout = Layout::File(crate::golden::LAYOUT);
 const ROOT: &str = "findmnt -no FSTYPE /";
@@ -290,10 +295,23 @@ pub const SERIES: [Series; 11] = [
     },
     Series {
         board: Board::BiosIde,
-        rows: &[Row {
-            checks: &[(ROOT, "ext4")],
-            ..row("plain-ide", DEBIAN_12, "ext4, swap, ESP", PLAIN, ONE)
-        }],
+        rows: &[
+            Row { checks: &[(ROOT, "ext4")], ..row("plain-ide", DEBIAN_12, "ext4, swap, ESP", PLAIN, ONE) },
+            Row {
+                raw: Some(("vendor", 5_000_001)),
+                checks: &[
+                    (ROOT, "ext4"),
+                    ("yes 'block for block' | cmp -n 5000001 - /dev/sda5 && echo same", "same"),
+                ],
+                ..row(
+                    "raw",
+                    DEBIAN_12,
+                    "a raw partition, over the row before's file systems",
+                    layout!("raw"),
+                    None,
+                )
+            },
+        ],
     },
 ];
 

@@ -10,9 +10,12 @@ use std::collections::BTreeSet;
 /// # Errors
 /// Says what one has and the other has not.
 pub fn compare(made: &str, captured: &str) -> Result<()> {
-    let of = |text: &str| ka_layout::parse(text).map(|layout| shape(&layout));
-    let made = of(made).context("reading the row's layout")?;
-    let captured = of(captured).with_context(|| format!("reading what was captured:\n{captured}"))?;
+    let made = ka_layout::parse(made).context("reading the row's layout")?;
+    let captured =
+        ka_layout::parse(captured).with_context(|| format!("reading what was captured:\n{captured}"))?;
+    // What was preserved has a file system that the row's layout does not name.
+    let preserved: Vec<&str> = made.preserved_paths().collect();
+    let (made, captured) = (shape(&made, &preserved), shape(&captured, &preserved));
     let only =
         |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>().join(", ");
     if made != captured {
@@ -25,15 +28,13 @@ pub fn compare(made: &str, captured: &str) -> Result<()> {
     Ok(())
 }
 
-fn shape(layout: &Layout) -> BTreeSet<String> {
+fn shape(layout: &Layout, preserved: &[&str]) -> BTreeSet<String> {
     let mut shape = BTreeSet::new();
     let mut swaps = 0;
     for content in layout.contents() {
-        // What was preserved is made anew the next time: its file system is not the row's.
         let fs = content.format.map_or("", |format| format.fs.name());
         swaps += usize::from(content.format.is_some_and(|format| format.fs == Fs::Swap));
-        let kept: Vec<String> = layout.preserved_paths().map(str::to_owned).collect();
-        let mounts = content.mounts().into_iter().filter(|mount| !kept.contains(&mount.path));
+        let mounts = content.mounts().into_iter().filter(|mount| !preserved.contains(&mount.path.as_str()));
         shape.extend(mounts.map(|mount| format!("{fs} at {}", mount.path)));
     }
     shape.insert(format!("{swaps} swap"));
@@ -68,5 +69,19 @@ mod tests {
         let swap = "[[partition]]\ntype = 'swap'\nsize = '1G'\nformat = { fs = 'swap' }\n";
         let error = compare(&made, &layout(&(root("fill", "ext4") + swap))).unwrap_err().to_string();
         assert!(error.contains("lacks [0 swap] and has [1 swap]"), "{error}");
+    }
+
+    #[test]
+    fn what_was_preserved_may_be_any_file_system() {
+        let layout = |home: &str| {
+            format!(
+                "version = 1\n[[disk]]\nname = 'd'\ntable = 'gpt'\n\
+                 [[partition]]\ntype = 'linux'\nsize = 'fill'\nformat = {{ fs = 'xfs' }}\nmount = {{ path = '/' }}\n\
+                 [[partition]]\nnumber = 6\ntype = 'linux-home'\nsize = '1G'\n{home}\nmount = {{ path = '/home' }}\n"
+            )
+        };
+        compare(&layout("preserve = true"), &layout("format = { fs = 'ext4' }")).unwrap();
+        let error = compare(&layout("format = { fs = 'xfs' }"), &layout("format = { fs = 'ext4' }"));
+        assert!(error.unwrap_err().to_string().contains("lacks [xfs at /home]"));
     }
 }
