@@ -62,8 +62,9 @@ pub fn run(matrix: &Matrix, dir: &Path) -> Result<bool> {
     setup::ensure(setup::Scope::Lab, &dir.join("setup.log"))?;
     setup::room(dir, ROOM)?;
     let binaries = binaries::build(&dir.join("build.log"))?;
-    let outcomes = run_all(&all, &binaries, dir, matrix.jobs)?;
+    // Before the hour in which the tree may go on.
     let version = facts::ka_version(&binaries.server)?;
+    let outcomes = run_all(&all, &binaries, dir, matrix.jobs)?;
     let when = format!("{}, {version}", run::output("date", &["-u", "+%F"])?);
     let table = report::table(&outcomes, dir, &when);
     print!("{table}");
