@@ -142,8 +142,9 @@ fn what_was_heard_on_the_way_cannot_be_used_again() {
 #[test]
 fn a_connection_that_dawdles_is_closed_in_time() {
     let (_golden, mut d) = small(1);
-    let mut slow = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
+    // Before the connection: the server's clock runs as soon as it has it, however late this thread gets on.
     let start = Instant::now();
+    let mut slow = TcpStream::connect(("127.0.0.1", d.port)).unwrap();
     let hello = [&b"KACTRL03"[..], &[7; 16], &[48, 0], &[9; 48]].concat();
     let mut bytes = hello.iter();
     slow.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -160,7 +161,7 @@ fn a_connection_that_dawdles_is_closed_in_time() {
         }
         assert!(start.elapsed() < Duration::from_secs(20), "it is never closed");
     };
-    assert!((4..7).contains(&closed.as_secs()), "{closed:?}");
+    assert!((5..7).contains(&closed.as_secs()), "{closed:?}: {}", d.everything());
     d.receiver();
     assert_eq!(d.exits(), (0, vec![0]), "{}", d.everything());
 }
