@@ -147,6 +147,7 @@ fn a_real_system_gives_a_complete_initramfs() {
             let word = match program.as_str() {
                 "/sbin/mke2fs" | "/sbin/mkfs.xfs" | "/sbin/e2fsck" => "-V",
                 "/sbin/mkfs.vfat" | "/bin/busybox" => "--help",
+                "/sbin/lvm" => "version",
                 _ => "--version",
             };
             shell(&format!("chroot {x} {program} {word} </dev/null 2>&1"));
