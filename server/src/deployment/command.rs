@@ -49,7 +49,8 @@ pub struct DeployArgs {
     /// send what this command writes (a tar stream) instead of a tree
     #[argh(option, arg_name = "COMMAND")]
     pub source_cmd: Option<String>,
-    /// send this file (a tar stream) instead of a tree; - is standard input
+    /// send this file (a tar stream) instead of a tree; - is standard input,
+    /// which a second wave can read again only if it is a file
     #[argh(option, arg_name = "FILE")]
     pub source_file: Option<PathBuf>,
     /// lines `MAC NAME [group=G]`; only these nodes are installed

@@ -138,6 +138,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         plain: Arc::default(),
         dial: None,
         current: Current::default(),
+        input: source::Input::default(),
         summary: None,
         connections: BTreeMap::new(),
     };
@@ -179,6 +180,8 @@ struct Run<'a> {
     /// How hard the wave's source is compressed.
     dial: Option<Arc<Dial>>,
     current: Current,
+    /// Standard input, when it is the source.
+    input: source::Input,
     summary: Option<ka_archive::PackSummary>,
     /// Names of nodes by connection, also of those that the deployment refused, for their logs.
     connections: BTreeMap<state::ConnectionId, String>,
@@ -417,6 +420,7 @@ impl Run<'_> {
         self.dial = Some(feeder.dial());
         let source = match (&self.args.source_cmd, &self.args.source_file) {
             (Some(command), _) => Source::Command(command.clone()),
+            (None, Some(file)) if file == Path::new("-") => Source::Input(self.input.clone()),
             (None, Some(file)) => Source::File(file.clone()),
             (None, None) => Source::Tree(self.plan.pack.clone(), self.plan.raw.clone()),
         };
@@ -425,7 +429,7 @@ impl Run<'_> {
             Source::Tree(..) => manifests::begin(self.logs.folder(), &self.name, wave.number, &self.plan)
                 .inspect_err(|e| log::warn!("{NO_MANIFEST}: {e}"))
                 .ok(),
-            Source::Command(_) | Source::File(_) => None,
+            Source::Command(_) | Source::File(_) | Source::Input(_) => None,
         };
         let (done, receiver) = sync_channel(1);
         std::thread::spawn(move || {

@@ -8,7 +8,7 @@ use ka_archive::{Observer, PackOptions, PackSummary, pack};
 use ka_chain::feed::Feeder;
 use ka_chain::stream::{EndRecord, Part, PartKind};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,41 @@ pub enum Source {
     Tree(PackOptions, Vec<RawSource>),
     /// What this command writes, run by `sh -c`.
     Command(String),
-    /// The bytes of this file; `-` is standard input.
+    /// The bytes of this file.
     File(PathBuf),
+    /// The bytes of standard input.
+    Input(Input),
+}
+
+/// Standard input, as it was when the first wave began to read it: another wave gets the same bytes, or an error. (At its
+/// end it would give an empty stream, which is a stream as good as any.)
+#[derive(Debug, Clone, Default)]
+pub struct Input(Arc<Mutex<Option<Begin>>>);
+
+/// Where a descriptor's bytes begin.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    /// At this offset of a file.
+    At(u64),
+    /// Nowhere: a pipe is read once.
+    Gone,
+}
+
+impl Input {
+    /// Puts `file` to where it was when this was called for the first time.
+    fn rewind(&self, file: &mut File) -> Result<()> {
+        let mut begin = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *begin {
+            None => *begin = Some(file.stream_position().map_or(Begin::Gone, Begin::At)),
+            Some(Begin::At(offset)) => drop(file.seek(SeekFrom::Start(offset)).context("rewinding")?),
+            Some(Begin::Gone) => {
+                bail!(
+                    "a wave before this one has read it, and a pipe is read once; give a file, or --source-cmd"
+                )
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What was sent.
@@ -89,6 +122,13 @@ pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Opt
             copy_file(path, &mut feeder)?;
             Ok(None)
         }
+        Source::Input(input) => {
+            feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
+            // Through its descriptor: the buffer of the standard library's own would be one more copy.
+            let file = io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
+            copy_input(input, &mut File::from(file), &mut feeder)?;
+            Ok(None)
+        }
     })();
     match fed {
         Ok(summary) => {
@@ -106,15 +146,12 @@ pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Opt
 }
 
 fn copy_file(path: &Path, out: &mut impl Write) -> Result<()> {
-    let sending = || format!("sending {}", path.display());
-    if path == Path::new("-") {
-        // Through its descriptor: the buffer of the standard library's own would be one more copy.
-        let input = io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
-        copy(&mut File::from(input), out).with_context(sending)
-    } else {
-        let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-        copy(&mut file, out).with_context(sending)
-    }
+    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    copy(&mut file, out).with_context(|| format!("sending {}", path.display()))
+}
+
+fn copy_input(input: &Input, file: &mut File, out: &mut impl Write) -> Result<()> {
+    input.rewind(file).and_then(|()| copy(file, out)).context("sending standard input")
 }
 
 /// Copies to the end through one buffer that stays in the cache.
@@ -160,6 +197,34 @@ fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_wave_gets_standard_input_from_where_the_first_began() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"what others have readthe stream").unwrap();
+        file.seek(SeekFrom::Start(21)).unwrap();
+        let input = Input::default();
+        for wave in 1..=3 {
+            let mut out = Vec::new();
+            // Each wave has a descriptor of its own, and all share one offset.
+            copy_input(&input.clone(), &mut file.try_clone().unwrap(), &mut out).unwrap();
+            assert_eq!(out, b"the stream", "wave {wave}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_was_read_is_no_empty_stream() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"the stream").unwrap();
+        drop(writer);
+        let mut file = File::from(std::os::fd::OwnedFd::from(reader));
+        let (input, mut out) = (Input::default(), Vec::new());
+        copy_input(&input, &mut file, &mut out).unwrap();
+        assert_eq!(out, b"the stream");
+        let error = format!("{:#}", copy_input(&input, &mut file, &mut out).unwrap_err());
+        assert!(error.starts_with("sending standard input: a wave before this one has read it"), "{error}");
+        assert_eq!(out.len(), 10);
+    }
 
     #[test]
     fn a_command_that_fails_after_its_output_is_a_failure() {

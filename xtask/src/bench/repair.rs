@@ -83,7 +83,9 @@ impl Fault {
             Self::Cut => "the cable is pulled (veth down)",
             Self::Deaf => "all that is sent to it is dropped; it is still heard",
             Self::Mute => "all that it sends is dropped; it still hears",
-            Self::Estranged => "what it sends to its parent is dropped, nothing else: it must complete, too",
+            Self::Estranged => {
+                "what it sends to its parent is dropped, nothing else: it must complete, too, unless that is the server"
+            }
             Self::Off => "the machine is off: cable dead and program gone at once, no RST",
         }
     }
@@ -95,8 +97,13 @@ impl Fault {
     }
 
     /// Whether the node that has it must complete as well.
-    fn survivable(self) -> bool {
-        matches!(self, Self::Hiccup | Self::Estranged)
+    fn survivable(self, victim: usize) -> bool {
+        match self {
+            Self::Hiccup => true,
+            // The first node's parent is the server: of a node that it never hears nothing can be known.
+            Self::Estranged => victim != 1,
+            _ => false,
+        }
     }
 
     fn strike(self, net: &Net, nodes: &[Process], victim: usize) -> Result<()> {
@@ -328,7 +335,7 @@ impl Bench<'_> {
             place: struck.map(|(_, place)| place.name()),
             receivers,
             victim,
-            victim_completes: struck.is_some_and(|(fault, _)| fault.survivable()),
+            victim_completes: struck.zip(victim).is_some_and(|((fault, _), victim)| fault.survivable(victim)),
             server: None,
             nodes: Vec::new(),
             data: None,
@@ -375,7 +382,7 @@ impl Bench<'_> {
             }
         }
         let waited_for = |node: usize| match struck {
-            Some(((fault, _), victim)) => victim != node || fault.survivable(),
+            Some(((fault, _), victim)) => victim != node || fault.survivable(victim),
             None => true,
         };
         while begin.at.elapsed() < limit {
@@ -530,7 +537,7 @@ mod tests {
             place: Some("middle"),
             receivers: nodes.len(),
             victim: Some(2),
-            victim_completes: fault.survivable(),
+            victim_completes: fault.survivable(2),
             server: Some(3),
             nodes,
             data: None,
