@@ -419,20 +419,28 @@ impl Wave {
         }
         let mut actions =
             vec![Action::Say(format!("the link from {parent} to {node} is dead though both ends live"))];
-        let above = self.members.get(&parent).map_or(HEAD, |m| m.parent);
+        let above = self.nearest_in(self.members.get(&parent).map_or(HEAD, |m| m.parent));
         for end in [node, parent] {
             if let Some(member) = self.living(end) {
                 member.dead_links += 1;
             }
         }
-        self.attach(node, self.nearest_in(above));
+        self.attach(node, above);
         if parent != HEAD && self.settings.arity == 1 {
             // So that the node above keeps feeding one only.
             let mut last = node;
             while let Some(next) = self.children(last).first() {
                 last = *next;
             }
-            self.attach(parent, last);
+            if last != node {
+                self.attach(parent, last);
+            } else if above != HEAD {
+                // At the end the two would meet again: the one above goes between them.
+                let higher = self.members.get(&above).map_or(HEAD, |m| m.parent);
+                self.attach(node, self.nearest_in(higher));
+                self.attach(above, node);
+            }
+            // Else there is nobody to go between, and the server feeds both.
         }
         let dead_links = if is_planted(Mutation::OneDeadLinkIsEnough) { 1 } else { DEAD_LINKS };
         for end in [node, parent] {

@@ -96,6 +96,34 @@ fn a_link_that_dies_twice_moves_the_child_up_and_the_parent_to_the_end() {
     assert_eq!([1, 3, 4, 2].map(|n| parent_of(&places, n)), [0, 1, 3, 4]);
 }
 
+/// The link above a node is lost twice, and both ends live.
+fn kill_link(wave: &mut Wave, places: &mut BTreeMap<NodeId, Place>, node: u32) {
+    let now = Duration::from_secs(1);
+    for _ in 0..2 {
+        let link = places[&NodeId(node)].parent.clone().unwrap().1.id;
+        let actions = wave.lost(NodeId(node), &link, now);
+        obey(wave, places, actions);
+    }
+    all_heard(wave, &[], now * 3);
+    let actions = wave.tick(now * 3);
+    obey(wave, places, actions);
+}
+
+#[test]
+fn the_two_last_ones_with_a_dead_link_between_them_are_not_put_together_again() {
+    let (mut wave, mut places) = wave(5);
+    kill_link(&mut wave, &mut places, 5);
+    assert_eq!([1, 2, 5, 3, 4].map(|n| parent_of(&places, n)), [0, 1, 2, 5, 3]);
+    // Two and three: only the server is above them.
+    for count in [2, 3] {
+        let (mut wave, mut places) = self::wave(count);
+        kill_link(&mut wave, &mut places, count);
+        let parents: Vec<u32> = (1..=count).map(|n| parent_of(&places, n)).collect();
+        assert_eq!(parents, if count == 2 { vec![0, 0] } else { vec![3, 1, 0] });
+        assert!((1..=count).all(|n| wave.is_in(NodeId(n))), "nobody is lost");
+    }
+}
+
 #[test]
 fn the_last_words_of_a_dead_parent_are_no_sign_of_life() {
     use crate::core::mutation::plant;
