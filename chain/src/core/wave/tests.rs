@@ -114,7 +114,7 @@ fn the_two_last_ones_with_a_dead_link_between_them_are_not_put_together_again() 
     let (mut wave, mut places) = wave(5);
     kill_link(&mut wave, &mut places, 5);
     assert_eq!([1, 2, 5, 3, 4].map(|n| parent_of(&places, n)), [0, 1, 2, 5, 3]);
-    // Two and three: only the server is above them.
+    // Of three the first goes between; of two there is only the server above, and it feeds both.
     for count in [2, 3] {
         let (mut wave, mut places) = self::wave(count);
         kill_link(&mut wave, &mut places, count);
