@@ -14,10 +14,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Six nodes; the fifth lags behind over a slow cable when the three before it die at once, one more than the chain
-/// survives. What it wants next has left the window of the first by then.
-fn three_adjacent_deaths(history: &str) -> Lab {
+/// survives. What it wants next has left the window of the first by then. A stream on standard input is as slow as the
+/// source of the other tests, by the server's cable.
+fn three_adjacent_deaths(history: &str, input: bool) -> Lab {
     let mut lab = Lab::network(6);
-    let source = lab.source();
+    let source = if input { "-".to_owned() } else { lab.source() };
+    if input {
+        sh(&format!("tc -n {}n0 qdisc add dev e0 root tbf rate 84mbit burst 128k latency 100ms", lab.id));
+    }
     lab.start_server(&source, &["--nodes", "6", "--compress", "off", "--history", history]);
     for n in 1..=6 {
         lab.start_node(n, None);
@@ -41,7 +45,7 @@ fn survive_plus_one_adjacent_deaths_are_bridged_from_the_history() {
     if !possible() {
         return;
     }
-    let lab = three_adjacent_deaths("1G");
+    let lab = three_adjacent_deaths("1G", false);
     let text = lab.everything();
     assert!(text.contains("n5 is brought up from the server's history"), "{text}");
     assert!(!text.contains("wave 2"), "{text}");
@@ -52,9 +56,19 @@ fn without_a_history_the_orphans_of_too_many_deaths_finish_in_the_next_wave() {
     if !possible() {
         return;
     }
-    let lab = three_adjacent_deaths("0");
+    let lab = three_adjacent_deaths("0", false);
     let text = lab.everything();
     assert!(text.contains("n5 goes to the next wave") && text.contains("n6 goes to the next wave"), "{text}");
+    assert!(text.contains("starting wave 2, with 2 nodes: n5 n6"), "{text}");
+}
+
+#[test]
+fn the_next_wave_gets_the_whole_of_a_stream_on_standard_input_again() {
+    if !possible() {
+        return;
+    }
+    let lab = three_adjacent_deaths("0", true);
+    let text = lab.everything();
     assert!(text.contains("starting wave 2, with 2 nodes: n5 n6"), "{text}");
 }
 

@@ -8,8 +8,9 @@ use ka_archive::{Observer, PackOptions, PackSummary, pack};
 use ka_chain::feed::Feeder;
 use ka_chain::stream::{EndRecord, Part, PartKind};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,19 +47,37 @@ enum Begin {
 }
 
 impl Input {
-    /// Puts `file` to where it was when this was called for the first time.
-    fn rewind(&self, file: &mut File) -> Result<()> {
+    /// Reads `file` from where it was when this was called for the first time. The first wave moves the offset that all its
+    /// descriptors share, as every reader does; later ones read at offsets of their own, since the feeding thread of a wave
+    /// that was given up may still be reading.
+    fn reader(&self, mut file: File) -> Result<Box<dyn Read>> {
         let mut begin = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match *begin {
-            None => *begin = Some(file.stream_position().map_or(Begin::Gone, Begin::At)),
-            Some(Begin::At(offset)) => drop(file.seek(SeekFrom::Start(offset)).context("rewinding")?),
+            None => {
+                *begin = Some(file.stream_position().map_or(Begin::Gone, Begin::At));
+                Ok(Box::new(file))
+            }
+            Some(Begin::At(offset)) => Ok(Box::new(At { file, offset })),
             Some(Begin::Gone) => {
                 bail!(
                     "a wave before this one has read it, and a pipe is read once; give a file, or --source-cmd"
                 )
             }
         }
-        Ok(())
+    }
+}
+
+/// A file read at offsets of its own.
+struct At {
+    file: File,
+    offset: u64,
+}
+
+impl Read for At {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.offset)?;
+        self.offset += n as u64;
+        Ok(n)
     }
 }
 
@@ -126,7 +145,7 @@ pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Opt
             feeder.begin_part(&Part { name: "/".to_owned(), kind: PartKind::Tar })?;
             // Through its descriptor: the buffer of the standard library's own would be one more copy.
             let file = io::stdin().as_fd().try_clone_to_owned().context("opening standard input")?;
-            copy_input(input, &mut File::from(file), &mut feeder)?;
+            copy_input(input, File::from(file), &mut feeder)?;
             Ok(None)
         }
     })();
@@ -150,8 +169,8 @@ fn copy_file(path: &Path, out: &mut impl Write) -> Result<()> {
     copy(&mut file, out).with_context(|| format!("sending {}", path.display()))
 }
 
-fn copy_input(input: &Input, file: &mut File, out: &mut impl Write) -> Result<()> {
-    input.rewind(file).and_then(|()| copy(file, out)).context("sending standard input")
+fn copy_input(input: &Input, file: File, out: &mut impl Write) -> Result<()> {
+    input.reader(file).and_then(|mut reader| copy(&mut reader, out)).context("sending standard input")
 }
 
 /// Copies to the end through one buffer that stays in the cache.
@@ -197,6 +216,7 @@ fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::SeekFrom;
 
     #[test]
     fn another_wave_gets_standard_input_from_where_the_first_began() {
@@ -207,9 +227,26 @@ mod tests {
         for wave in 1..=3 {
             let mut out = Vec::new();
             // Each wave has a descriptor of its own, and all share one offset.
-            copy_input(&input.clone(), &mut file.try_clone().unwrap(), &mut out).unwrap();
+            copy_input(&input.clone(), file.try_clone().unwrap(), &mut out).unwrap();
             assert_eq!(out, b"the stream", "wave {wave}");
         }
+    }
+
+    #[test]
+    fn a_wave_that_still_reads_standard_input_takes_nothing_from_the_next() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"head: the stream").unwrap();
+        file.seek(SeekFrom::Start(6)).unwrap();
+        let input = Input::default();
+        let mut readers = [(); 3].map(|()| input.reader(file.try_clone().unwrap()).unwrap());
+        let (mut seen, mut piece) = ([const { Vec::new() }; 3], [0; 3]);
+        for _ in 0..5 {
+            for (reader, seen) in readers.iter_mut().zip(&mut seen) {
+                let n = reader.read(&mut piece).unwrap();
+                seen.extend_from_slice(&piece[..n]);
+            }
+        }
+        assert_eq!(seen, [b"the stream"; 3]);
     }
 
     #[test]
@@ -217,11 +254,11 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(b"the stream").unwrap();
         drop(writer);
-        let mut file = File::from(std::os::fd::OwnedFd::from(reader));
+        let file = File::from(std::os::fd::OwnedFd::from(reader));
         let (input, mut out) = (Input::default(), Vec::new());
-        copy_input(&input, &mut file, &mut out).unwrap();
+        copy_input(&input, file.try_clone().unwrap(), &mut out).unwrap();
         assert_eq!(out, b"the stream");
-        let error = format!("{:#}", copy_input(&input, &mut file, &mut out).unwrap_err());
+        let error = format!("{:#}", copy_input(&input, file, &mut out).unwrap_err());
         assert!(error.starts_with("sending standard input: a wave before this one has read it"), "{error}");
         assert_eq!(out.len(), 10);
     }

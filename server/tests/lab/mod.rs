@@ -40,9 +40,13 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub fn start(command: Command) -> Self {
+        Self::reading(command, Stdio::null())
+    }
+
+    /// With this standard input.
+    pub fn reading(mut command: Command, input: Stdio) -> Self {
+        let mut child = command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let text = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().unwrap();
         let kept = Arc::clone(&text);
@@ -185,7 +189,8 @@ impl Lab {
         )
     }
 
-    /// Starts the server of a deployment that sends what `source` writes, and waits until it listens.
+    /// Starts the server of a deployment that sends what `source` writes, and waits until it listens. With `-` the stream
+    /// is its standard input.
     pub fn start_server(&mut self, source: &str, options: &[&str]) {
         make_token(self.folder.path(), "token", &["--shared"]);
         let layout = self.folder.path().join("layout.toml");
@@ -197,13 +202,14 @@ impl Lab {
             .args(["deploy", "--listen", "10.77.0.1:5757"])
             .arg("--layout")
             .arg(&layout)
-            .args(["--source-cmd", source])
+            .args([if source == "-" { "--source-file" } else { "--source-cmd" }, source])
             .arg("--log-dir")
             .arg(self.folder.path().join("log"))
             .arg("--state")
             .arg(self.state())
             .args(options);
-        let server = Program::start(command);
+        let stream = std::fs::File::open(&self.stream).unwrap();
+        let server = Program::reading(command, stream.into());
         server.wait_for("listening on TCP port");
         server.wait_for("this server's key is ");
         self.server = Some(server);
