@@ -1,5 +1,7 @@
 //! `ka-agent`: PID 1 of the initramfs, its worker, the kernel's modprobe, or a command; see `init::role`.
 
+mod ciphers;
+
 use ka_agent::init::{self, Role};
 use ka_agent::{commands, disk};
 use std::process::ExitCode;

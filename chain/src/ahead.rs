@@ -317,8 +317,7 @@ mod tests {
 
         /// Appends a chunk as the relaying thread does.
         fn append(&mut self, kind: Kind, compressed: bool, plain: usize, payload: &[u8]) {
-            let payload = self.pool.copy_of(payload);
-            let sealed = self.seal.seal(kind, self.next, compressed, plain, payload).unwrap();
+            let sealed = self.seal.seal(kind, self.next, compressed, plain, payload, &self.pool).unwrap();
             let opened = self.seal.open(&sealed, &self.pool).unwrap();
             self.next += 1;
             self.store.append(Arc::new(sealed), Some(opened));

@@ -5,12 +5,14 @@
 //! its speed or less when the target lies 1 to 31 bytes behind the source modulo 4096, and that is where malloc puts
 //! large blocks (16 bytes behind a page) while the kernel's network buffers begin at one: measured with a bare relay,
 //! 8 receivers, 0.38 CPU-s/GB against 0.86.
+//!
+//! Sealed bytes and plain ones come from pools of their own: sockets are given the pages of the sealed ones instead of copies
+//! ([`crate::sockets`]), and what is left in one of a link that died may still be sent when its buffer is taken again.
 
+use ka_sys::pages::{PAGE, Pages};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where buffers begin.
-const PAGE: usize = 4096;
 /// Capacities are multiples of this, so that few sizes are kept.
 const STEP: usize = 4 * PAGE;
 
@@ -24,10 +26,17 @@ pub struct Pool {
     total: usize,
 }
 
+/// Where sealed bytes and plain ones go: never into each other's buffers, see above.
+#[derive(Clone, Debug)]
+pub(crate) struct Pools {
+    pub sealed: Pool,
+    pub plain: Pool,
+}
+
 #[derive(Debug, Default)]
 struct Free {
     /// By capacity: the `n`th list has those of `n` times [`STEP`].
-    lists: Vec<Vec<Memory>>,
+    lists: Vec<Vec<Pages>>,
     bytes: usize,
     /// Bytes of the buffers that are in use.
     used: usize,
@@ -35,36 +44,14 @@ struct Free {
 
 impl Free {
     /// Takes out big buffers until no more are free than may be.
-    fn shed(&mut self, keep: usize, total: usize) -> Vec<Memory> {
+    fn shed(&mut self, keep: usize, total: usize) -> Vec<Pages> {
         let mut shed = Vec::new();
         while self.bytes > keep && self.bytes + self.used > total {
             let Some(memory) = self.lists.iter_mut().rev().find_map(Vec::pop) else { break };
-            self.bytes -= memory.capacity;
+            self.bytes -= memory.len();
             shed.push(memory);
         }
         shed
-    }
-}
-
-/// Allocated memory; never longer or shorter, so that it stays where it is.
-#[derive(Debug, Default)]
-struct Memory {
-    bytes: Vec<u8>,
-    /// Where its first page begins.
-    start: usize,
-    capacity: usize,
-}
-
-impl Memory {
-    fn new(capacity: usize) -> Self {
-        // Zeroed memory from the kernel: its pages are there when they are first written to.
-        let bytes = vec![0; capacity + PAGE];
-        let start = match bytes.as_ptr().align_offset(PAGE) {
-            start if start <= PAGE => start,
-            // The promise of `align_offset` allows this answer; it costs speed, no more.
-            _ => 0,
-        };
-        Self { bytes, start, capacity }
     }
 }
 
@@ -90,14 +77,14 @@ impl Pool {
         let (kept, shed) = {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let kept = free.lists.get_mut(steps).and_then(Vec::pop);
-            free.bytes -= kept.as_ref().map_or(0, |memory| memory.capacity);
+            free.bytes -= kept.as_ref().map_or(0, |memory| memory.len());
             free.used += steps * STEP;
             let shed = if kept.is_none() { free.shed(self.keep, self.total) } else { Vec::new() };
             (kept, shed)
         };
         // Given back to the system without the lock.
         drop(shed);
-        Buffer { memory: kept.unwrap_or_else(|| Memory::new(steps * STEP)), len: 0, pool: self.clone() }
+        Buffer { memory: kept.unwrap_or_else(|| Pages::new(steps * STEP)), len: 0, pool: self.clone() }
     }
 
     /// A buffer of `len` bytes whose content is whatever it was: it is to be read into. Filling 256 KiB with zeros for each
@@ -121,7 +108,7 @@ impl Pool {
 /// A buffer that goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Memory,
+    memory: Pages,
     len: usize,
     pool: Pool,
 }
@@ -130,7 +117,7 @@ impl Buffer {
     /// How many bytes have room.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.memory.capacity
+        self.memory.len()
     }
 
     /// Forgets what follows the first `len` bytes.
@@ -140,13 +127,12 @@ impl Buffer {
 
     /// The free bytes behind the content, to be written to; [`Buffer::grown`] makes them content.
     pub fn spare(&mut self) -> &mut [u8] {
-        let (start, len, capacity) = (self.memory.start, self.len, self.memory.capacity);
-        &mut self.memory.bytes[start + len..start + capacity]
+        &mut self.memory[self.len..]
     }
 
     /// `more` bytes of [`Buffer::spare`] are content now.
     pub fn grown(&mut self, more: usize) {
-        self.len = (self.len + more).min(self.memory.capacity);
+        self.len = (self.len + more).min(self.memory.len());
     }
 
     /// Adds these bytes, in a bigger buffer if they have no room.
@@ -164,13 +150,13 @@ impl Buffer {
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.memory.bytes[self.memory.start..self.memory.start + self.len]
+        &self.memory[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.memory.bytes[self.memory.start..self.memory.start + self.len]
+        &mut self.memory[..self.len]
     }
 }
 
@@ -178,14 +164,14 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
         let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.used -= memory.capacity;
-        let bytes = free.bytes + memory.capacity;
+        free.used -= memory.len();
+        let bytes = free.bytes + memory.len();
         if bytes > self.pool.keep && bytes + free.used > self.pool.total {
             // Given back to the system without the lock.
             drop(free);
             return drop(memory);
         }
-        let steps = memory.capacity / STEP;
+        let steps = memory.len() / STEP;
         if free.lists.len() <= steps {
             free.lists.resize_with(steps + 1, Vec::new);
         }
@@ -214,7 +200,7 @@ mod tests {
         assert_eq!(&pool.take_sized(STEP + 1)[..2], [0, 0]);
         drop(again);
         let free = pool.free.lock().unwrap();
-        assert_eq!(free.bytes, free.lists.iter().flatten().map(|m| m.capacity).sum::<usize>());
+        assert_eq!(free.bytes, free.lists.iter().flatten().map(|m| m.len()).sum::<usize>());
     }
 
     #[test]

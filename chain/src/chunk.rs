@@ -14,7 +14,7 @@ use crate::{CHUNK, Error};
 
 /// Bytes of a header.
 pub const HEADER: usize = 20;
-/// Bytes that sealing adds (the GCM tag).
+/// Bytes that sealing adds (the tag).
 pub const TAG: usize = 16;
 const COMPRESSED: u8 = 1;
 
@@ -111,7 +111,7 @@ impl Sealed {
         HEADER + self.bytes.len()
     }
 
-    /// The GCM tag, which stands for the whole content.
+    /// The tag, which stands for the whole content.
     #[must_use]
     pub fn tag(&self) -> &[u8] {
         &self.bytes[self.bytes.len().saturating_sub(TAG)..]

@@ -41,7 +41,7 @@ fn forged(wave: &Wave, header: &Header, bytes: &[u8]) -> Vec<u8> {
     let mut plain = seal.open(&Sealed { header: *header, bytes: sealed }, &pool).unwrap();
     plain[0] ^= 1;
     let len = plain.len();
-    let made = seal.seal(header.kind, header.number, header.compressed, len, plain).unwrap();
+    let made = seal.seal(header.kind, header.number, header.compressed, len, &plain, &pool).unwrap();
     [&made.header.to_bytes()[..], &made.bytes[..]].concat()
 }
 

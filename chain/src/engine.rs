@@ -2,7 +2,7 @@
 //! sends it on while it is hot in the cache. It never waits for a child, a disk or a lock that is held across I/O; what it
 //! does is decided by [`crate::core::relay`].
 
-use crate::buffer::{Buffer, Pool};
+use crate::buffer::{Buffer, Pools};
 use crate::chunk::{Header, Kind, Sealed};
 use crate::core::relay::{Answer, Change, Relay};
 use crate::core::waits::Waits;
@@ -35,13 +35,16 @@ const HOLD: Duration = Duration::from_millis(20);
 /// Chunks read from the parent before others get a look in.
 const BURST: usize = 4;
 
+/// What the end of a connection is called whose last bytes do not count.
+const RESET: &str = "the parent has given the connection up";
+
 /// The relaying thread's state.
 pub(crate) struct Engine {
     config: Config,
     shared: Arc<Shared>,
     relay: Relay,
     seal: Arc<Seal>,
-    pool: Pool,
+    pools: Pools,
     report: Reporter,
     clock: Clock,
     begun: Instant,
@@ -63,7 +66,7 @@ impl Engine {
         config: Config,
         shared: Arc<Shared>,
         seal: Arc<Seal>,
-        pool: Pool,
+        pools: Pools,
         report: Reporter,
     ) -> Self {
         let relay = Relay::new(config.me, config.limits, config.me != HEAD);
@@ -73,7 +76,7 @@ impl Engine {
             shared,
             relay,
             seal,
-            pool,
+            pools,
             report,
             clock: Clock::default(),
             begun: Instant::now(),
@@ -109,7 +112,11 @@ impl Engine {
             self.publish();
             self.sleep();
         }
-        // Dropping the sockets closes them: whoever is at the other end learns it at once.
+        // Dropping the sockets closes them: whoever is at the other end learns it at once. What the children have not taken yet
+        // may still go to them: from now on no sealed buffer is used again.
+        for child in self.children.drain(..) {
+            child.leave();
+        }
     }
 
     fn obey(&mut self, command: Command) {
@@ -410,16 +417,17 @@ impl Engine {
                 return;
             }
             let Some(parent) = &mut self.parent else { return };
-            match parent.read(&self.pool) {
+            match parent.read(&self.pools.sealed) {
                 Ok(None) => return,
                 Ok(Some((header, bytes))) => {
                     if let Err(e) = self.take(header, bytes) {
-                        self.refuse(&e);
-                        return;
+                        let reset = self.parent.as_ref().is_some_and(Parent::is_reset);
+                        return if reset { self.parent_lost(RESET) } else { self.refuse(&e) };
                     }
                     // While it is hot in the cache.
                     self.send_to_children();
                 }
+                Err(Error::Header(_)) if parent.is_reset() => return self.parent_lost(RESET),
                 Err(e @ Error::Header(..)) => return self.refuse(&e),
                 Err(e) => {
                     if matches!(e, Error::Truncated) {
@@ -453,7 +461,7 @@ impl Engine {
             return Err(Error::Malformed(format!("chunk {} where {next} was next", header.number)));
         }
         let chunk = Sealed { header, bytes };
-        let opened = self.seal.open(&chunk, &self.pool)?;
+        let opened = self.seal.open(&chunk, &self.pools.plain)?;
         if let Some(checker) = &mut self.checker {
             checker.check(&chunk, &opened)?;
         } else if header.kind == Kind::List {

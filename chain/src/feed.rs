@@ -2,8 +2,8 @@
 //! the store from which the server's links send. A feeder that is dropped without [`Feeder::finish`] tells the chain
 //! that the stream was given up; it can never look like a success.
 
-use crate::buffer::{Buffer, Pool};
-use crate::chunk::{Kind, Sealed, TAG};
+use crate::buffer::{Buffer, Pool, Pools};
+use crate::chunk::{Kind, Sealed};
 use crate::core::level::{Chooser, Level, Work};
 use crate::seal::{Seal, Wave};
 use crate::sign::{self, GROUP, Hash, Signer};
@@ -112,7 +112,7 @@ type Made = (Sealed, Option<Hash>);
 /// Takes the stream's bytes and gives them to the chain.
 pub struct Feeder {
     seal: Arc<Seal>,
-    pool: Pool,
+    pools: Pools,
     signs: bool,
     jobs: Option<SyncSender<Job>>,
     order: Option<SyncSender<Receiver<Result<Made, Error>>>>,
@@ -127,8 +127,10 @@ pub struct Feeder {
     finished: bool,
 }
 
-/// Bytes of free buffers that are kept at the head: what leaves the history comes in bursts, when nodes acknowledge.
+/// Bytes of free sealed buffers that are kept at the head: what leaves the history comes in bursts, when nodes acknowledge.
 const SPARE: usize = 32 << 20;
+/// Bytes of free plain buffers: those between the source and the threads that seal are few.
+const PLAIN_SPARE: usize = 32 * CHUNK;
 
 impl std::fmt::Debug for Feeder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -148,7 +150,7 @@ impl Feeder {
     ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
-        let pool = Pool::new(SPARE);
+        let pools = Pools { plain: Pool::new(PLAIN_SPARE), sealed: Pool::new(SPARE) };
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));
@@ -157,8 +159,8 @@ impl Feeder {
         let workers = (0..threads)
             .map(|_| {
                 let (seal, stubborn, dial) = (Arc::clone(&seal), Arc::clone(&stubborn), Arc::clone(&dial));
-                let (queue, pool) = (Arc::clone(&queue), pool.clone());
-                std::thread::spawn(move || work(&queue, &seal, &pool, &stubborn, &dial, signs))
+                let (queue, pools) = (Arc::clone(&queue), pools.clone());
+                std::thread::spawn(move || work(&queue, &seal, &pools, &stubborn, &dial, signs))
             })
             .collect();
         let (order, ordered) = sync_channel(threads * 2);
@@ -166,15 +168,15 @@ impl Feeder {
             store,
             signer,
             seal: Arc::clone(&seal),
-            pool: pool.clone(),
+            pool: pools.sealed.clone(),
             tally: Tally::default(),
             group: Vec::with_capacity(GROUP),
         };
         let pusher = std::thread::spawn(move || pusher.run(&ordered));
-        let buffer = pool.take(CHUNK + TAG);
+        let buffer = pools.plain.take(CHUNK);
         Self {
             seal,
-            pool,
+            pools,
             signs,
             jobs: Some(jobs),
             order: Some(order),
@@ -250,9 +252,8 @@ impl Feeder {
     }
 
     fn push_last(&mut self, mut pusher: Pusher, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
-        let payload = self.pool.copy_of(bytes);
         let number = self.reserve();
-        let sealed = self.seal.seal(kind, number, false, bytes.len(), payload)?;
+        let sealed = self.seal.seal(kind, number, false, bytes.len(), bytes, &self.pools.sealed)?;
         let hash = self.signs.then(|| sign::hash(&sealed));
         pusher.push((sealed, hash))?;
         pusher.flush()
@@ -284,7 +285,7 @@ impl Feeder {
             return Ok(());
         }
         let stopped = || Error::Stopped("the chain takes no more chunks".to_owned());
-        let plain = std::mem::replace(&mut self.buffer, self.pool.take(CHUNK + TAG));
+        let plain = std::mem::replace(&mut self.buffer, self.pools.plain.take(CHUNK));
         let (done, receiver) = sync_channel(1);
         let job = Job { kind, number: self.reserve(), plain, done };
         self.order.as_ref().ok_or_else(stopped)?.send(receiver).map_err(|_| stopped())?;
@@ -337,13 +338,13 @@ impl Packer {
 fn work(
     queue: &Mutex<Receiver<Job>>,
     seal: &Seal,
-    pool: &Pool,
+    pools: &Pools,
     stubborn: &AtomicU32,
     dial: &Dial,
     signs: bool,
 ) {
     let mut packer = Packer::default();
-    let mut packed = pool.take_sized(CHUNK);
+    let mut packed = pools.plain.take_sized(CHUNK);
     loop {
         // The lock is held while waiting for a job; the other workers then wait for the lock instead of the channel.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -356,10 +357,7 @@ fn work(
                 // Shrinking by less than a sixty-fourth is not worth the node's time.
                 Ok(n) if n < len - len / 64 => {
                     stubborn.store(0, Ordering::Relaxed);
-                    // In a buffer of its own size: what is held is counted by what it occupies.
-                    let mut fitting = pool.take(n + TAG);
-                    fitting.extend_from_slice(&packed[..n]);
-                    payload = Some(fitting);
+                    payload = Some(&packed[..n]);
                 }
                 // Too long for the buffer: it did not shrink.
                 Ok(_) | Err(_) => {
@@ -368,9 +366,10 @@ fn work(
             }
         }
         let compressed = payload.is_some();
-        let packed_len = payload.as_ref().map_or(len, |payload| payload.len());
+        let payload = payload.unwrap_or(&plain);
+        let packed_len = payload.len();
         let made = seal
-            .seal(kind, number, compressed, len, payload.unwrap_or(plain))
+            .seal(kind, number, compressed, len, payload, &pools.sealed)
             .map(|sealed| (signs.then(|| sign::hash(&sealed)), sealed))
             .map(|(hash, sealed)| (sealed, hash));
         let counted = if kind == Kind::Data { (len, packed_len) } else { (0, 0) };
@@ -421,8 +420,7 @@ impl Pusher {
         let number = first.header.number - 1;
         let hashes: Vec<Hash> = self.group.iter().map(|(_, hash)| *hash).collect();
         let list = signer.list(number, &hashes);
-        let payload = self.pool.copy_of(&list);
-        self.store.push(self.seal.seal(Kind::List, number, false, list.len(), payload)?)?;
+        self.store.push(self.seal.seal(Kind::List, number, false, list.len(), &list, &self.pool)?)?;
         for (sealed, _) in self.group.drain(..) {
             self.store.push(sealed)?;
         }

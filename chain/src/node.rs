@@ -2,7 +2,7 @@
 //! source), are kept as long as [`crate::core::relay`] wants, and go to the children and to the local consumer. One thread
 //! does all of that ([`crate::engine`]); this is how others speak to it.
 
-use crate::buffer::Pool;
+use crate::buffer::{Pool, Pools};
 use crate::core::relay::{Answer, Limits};
 use crate::core::waits::Waits;
 use crate::core::wave::Status;
@@ -32,8 +32,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How soon the thread that accepts children sees that the node was stopped.
 const STOPPED: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Bytes of free buffers that are kept beside the window.
-const SPARE: usize = 32 * CHUNK;
+/// Bytes of free buffers that are kept beside the window, of either kind.
+const SPARE: usize = 16 * CHUNK;
 
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
 #[must_use]
@@ -325,11 +325,11 @@ impl Node {
     /// # Errors
     /// When threads, descriptors or zstd cannot be set up.
     pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
-        let pool = Pool::within(config.limits.window, SPARE);
+        let pools = Pools { sealed: Pool::within(config.limits.window, SPARE), plain: Pool::new(SPARE) };
         let store = Store::new()?;
         let seal = Arc::new(Seal::new(&config.wave));
-        let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pool.clone())?;
-        let mut node = Self::spawn(config, store, seal, pool, report)?;
+        let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pools.plain.clone())?;
+        let mut node = Self::spawn(config, store, seal, pools, report)?;
         node.reader = Some(reader);
         let handle = node.handle.clone();
         let accepting = std::thread::Builder::new().name("accept".into());
@@ -345,14 +345,16 @@ impl Node {
     /// As [`Node::start`].
     pub fn head(config: Config, report: Reporter) -> Result<Self, Error> {
         let seal = Arc::new(Seal::new(&config.wave));
-        Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, Pool::new(SPARE), report)
+        // Its chunks come from the source, in buffers of the source's own pools.
+        let pools = Pools { sealed: Pool::new(0), plain: Pool::new(0) };
+        Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, pools, report)
     }
 
     fn spawn(
         config: Config,
         store: Arc<Store>,
         seal: Arc<Seal>,
-        pool: Pool,
+        pools: Pools,
         report: Reporter,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
@@ -370,7 +372,7 @@ impl Node {
             entrance: Arc::default(),
             stopped: AtomicBool::new(false),
         });
-        let engine = Engine::new(config, Arc::clone(&shared), seal, pool, report);
+        let engine = Engine::new(config, Arc::clone(&shared), seal, pools, report);
         let thread = std::thread::Builder::new()
             .name("relay".into())
             .spawn(move || engine.run())

@@ -1,16 +1,24 @@
-//! Sealing: AES-256-GCM under a key that is fresh for every wave. The nonce is the chunk's number, which never repeats
-//! under one key; the associated data names everything else that must not be exchanged: format version, deployment,
-//! wave and the whole header.
+//! Sealing: AEGIS-128L (draft-irtf-cfrg-aegis-aead, tags of 16 bytes) under a key that is fresh for every wave. The nonce is
+//! the chunk's number, which never repeats under one key; the associated data names everything else that must not be
+//! exchanged: format version, deployment, wave and the whole header.
+//!
+//! It seals and opens from one buffer into another, so that neither side copies first, and with the processor's AES
+//! instructions alone it is two to three times as quick as AES-256-GCM with VAES (docs/speed.md). Without them it is done in
+//! software.
 
 use crate::buffer::{Buffer, Pool};
 use crate::chunk::{HEADER, Header, Kind, Sealed, TAG};
 use crate::{CHUNK, Error};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aegis::aegis128l::Aegis128L;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 /// Version of the stream's format; part of the associated data.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Bytes of the associated data.
+const ASSOCIATED: usize = CONTEXT + HEADER;
+/// Those that are the same for all chunks of a wave.
+const CONTEXT: usize = 24;
 
 /// Names a wave and holds its key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,7 +28,7 @@ pub struct Wave {
     /// The wave's number, from 1.
     pub number: u32,
     /// The key; random, used for this wave only.
-    key: [u8; 32],
+    key: [u8; 16],
 }
 
 impl std::fmt::Debug for Wave {
@@ -53,34 +61,39 @@ impl Wave {
 }
 
 /// Seals and opens the chunks of one wave.
-#[derive(Debug)]
 pub struct Seal {
-    key: LessSafeKey,
-    context: [u8; 24],
+    key: [u8; 16],
+    context: [u8; CONTEXT],
+}
+
+impl std::fmt::Debug for Seal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key stays out of every log.
+        f.debug_struct("Seal").finish_non_exhaustive()
+    }
 }
 
 impl Seal {
     /// The seal of `wave`.
     #[must_use]
     pub fn new(wave: &Wave) -> Self {
-        let mut context = [0; 24];
+        let mut context = [0; CONTEXT];
         context[..4].copy_from_slice(&FORMAT.to_le_bytes());
         context[4..20].copy_from_slice(&wave.deployment);
         context[20..].copy_from_slice(&wave.number.to_le_bytes());
-        let key = UnboundKey::new(&AES_256_GCM, &wave.key).expect("an AES-256 key has 32 bytes");
-        Self { key: LessSafeKey::new(key), context }
+        Self { key: wave.key, context }
     }
 
-    fn parameters(&self, header: &Header) -> (Nonce, Aad<[u8; 24 + HEADER]>) {
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&header.number.to_be_bytes());
-        let mut data = [0; 24 + HEADER];
-        data[..24].copy_from_slice(&self.context);
-        data[24..].copy_from_slice(&header.to_bytes());
-        (Nonce::assume_unique_for_key(nonce), Aad::from(data))
+    fn parameters(&self, header: &Header) -> (Aegis128L<TAG>, [u8; ASSOCIATED]) {
+        let mut nonce = [0; 16];
+        nonce[8..].copy_from_slice(&header.number.to_be_bytes());
+        let mut data = [0; ASSOCIATED];
+        data[..CONTEXT].copy_from_slice(&self.context);
+        data[CONTEXT..].copy_from_slice(&header.to_bytes());
+        (Aegis128L::new(&self.key, &nonce), data)
     }
 
-    /// Seals `payload` in place: `plain` bytes, compressed or not.
+    /// Seals `payload`, into a buffer of `pool`: `plain` bytes, compressed or not.
     ///
     /// # Errors
     /// When `payload` is longer than a chunk may be.
@@ -90,7 +103,8 @@ impl Seal {
         number: u64,
         compressed: bool,
         plain: usize,
-        mut payload: Buffer,
+        payload: &[u8],
+        pool: &Pool,
     ) -> Result<Sealed, Error> {
         let too_long = |_| Error::Malformed(format!("chunk {number} is too long"));
         let header = Header {
@@ -100,33 +114,32 @@ impl Seal {
             plain: plain.try_into().map_err(too_long)?,
             sealed: (payload.len() + TAG).try_into().map_err(too_long)?,
         };
-        if plain > CHUNK {
+        if plain > CHUNK || payload.len() > CHUNK {
             return Err(Error::Malformed(format!("chunk {number} is too long")));
         }
-        let (nonce, data) = self.parameters(&header);
-        let tag = self
-            .key
-            .seal_in_place_separate_tag(nonce, data, &mut payload)
-            .map_err(|_| Error::Malformed(format!("sealing chunk {number} failed")))?;
-        payload.extend_from_slice(tag.as_ref());
-        Ok(Sealed { header, bytes: payload })
+        let (cipher, data) = self.parameters(&header);
+        let mut bytes = pool.take_sized(payload.len() + TAG);
+        let (sealed, tag) = bytes.split_at_mut(payload.len());
+        let mut encryptor = cipher.encryptor(&data);
+        encryptor.update(payload, sealed);
+        tag.copy_from_slice(&encryptor.finalize());
+        Ok(Sealed { header, bytes })
     }
 
-    /// Opens a scratch copy of `chunk`, so that the sealed original can be passed on untouched. What comes back is still
-    /// compressed when the header says so.
+    /// Opens `chunk` into a buffer of `pool`, so that the sealed original can be passed on untouched. What comes back is
+    /// still compressed when the header says so.
     ///
     /// # Errors
     /// [`Error::Seal`] when the chunk was altered, or belongs to another place, wave or deployment.
     pub fn open(&self, chunk: &Sealed, pool: &Pool) -> Result<Buffer, Error> {
-        let mut scratch = pool.copy_of(&chunk.bytes);
-        let (nonce, data) = self.parameters(&chunk.header);
-        let len = self
-            .key
-            .open_in_place(nonce, data, &mut scratch)
-            .map_err(|_| Error::Seal(chunk.header.number))?
-            .len();
-        scratch.truncate(len);
-        Ok(scratch)
+        let refused = || Error::Seal(chunk.header.number);
+        let (sealed, tag) = chunk.bytes.split_last_chunk::<TAG>().ok_or_else(refused)?;
+        let (cipher, data) = self.parameters(&chunk.header);
+        let mut plain = pool.take_sized(sealed.len());
+        let mut decryptor = cipher.decryptor(&data, &mut plain);
+        decryptor.update(sealed).map_err(|_| refused())?;
+        decryptor.finalize(tag).map_err(|_| refused())?;
+        Ok(plain)
     }
 }
 
@@ -136,7 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sealed(seal: &Seal, number: u64, bytes: &[u8]) -> Sealed {
-        seal.seal(Kind::Data, number, false, bytes.len(), Pool::new(0).copy_of(bytes)).unwrap()
+        seal.seal(Kind::Data, number, false, bytes.len(), bytes, &Pool::new(0)).unwrap()
     }
 
     proptest! {
@@ -173,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_key_is_not_in_the_debug_text() {
-        let wave = Wave { deployment: [0; 16], number: 1, key: [0xab; 32] };
+        let wave = Wave { deployment: [0; 16], number: 1, key: [0xab; 16] };
         assert!(!format!("{wave:?}").contains("171") && !format!("{wave:?}").contains("ab"));
     }
 }

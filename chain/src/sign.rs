@@ -141,7 +141,7 @@ mod tests {
     use crate::seal::Seal;
 
     fn chunk(seal: &Seal, kind: Kind, number: u64, bytes: &[u8]) -> Sealed {
-        seal.seal(kind, number, false, bytes.len(), Pool::new(0).copy_of(bytes)).unwrap()
+        seal.seal(kind, number, false, bytes.len(), bytes, &Pool::new(0)).unwrap()
     }
 
     #[test]

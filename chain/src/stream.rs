@@ -38,7 +38,7 @@ pub struct EndRecord {
     pub chunks: u64,
     /// Plain bytes of all data chunks.
     pub bytes: u64,
-    /// BLAKE3 over header and GCM tag of each of them: it stands for the whole stream.
+    /// BLAKE3 over header and tag of each of them: it stands for the whole stream.
     pub digest: [u8; 32],
 }
 

@@ -1,4 +1,4 @@
-//! The only crate of Ka with `unsafe`: ioctls, signals, mounts, modules, network sockets that rustix and nix do not wrap
+//! The only crate of Ka with `unsafe`: ioctls, signals, mounts, modules, network sockets, memory that rustix and nix do not wrap
 //! safely. Each file is one kernel interface; each `unsafe` block says why it is sound.
 
 pub mod block;
@@ -8,6 +8,7 @@ pub mod limits;
 pub mod modules;
 pub mod mount;
 pub mod net;
+pub mod pages;
 pub mod power;
 pub mod process;
 pub mod signals;
