@@ -95,6 +95,8 @@ struct Inner {
     follow: bool,
     /// Inode, size and time of the file when it was last read.
     seen: Option<(u64, u64, i64, i64)>,
+    /// The latest `changed_ms` of all records that were made or read.
+    latest: u64,
 }
 
 /// The states of all nodes; shared between the PXE service and the deployment.
@@ -106,7 +108,15 @@ impl NodeStates {
     /// Nothing decided about any node yet.
     #[must_use]
     pub fn new(nodes: Nodes, policy: Policy) -> Self {
-        let inner = Inner { nodes, policy, records: BTreeMap::new(), file: None, follow: false, seen: None };
+        let inner = Inner {
+            nodes,
+            policy,
+            records: BTreeMap::new(),
+            latest: 0,
+            file: None,
+            follow: false,
+            seen: None,
+        };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -278,9 +288,10 @@ impl Inner {
         let room = self.records.len() < NODE_LIMIT || self.records.contains_key(&mac);
         match self.nodes.assign(mac) {
             Ok(identity) if room => {
-                // A clock that was set back must not make the newer record the older one.
-                let before = self.records.get(&mac).map_or(0, |record| record.changed_ms);
-                let changed_ms = now_ms().max(before.saturating_add(1));
+                // A clock that was set back, or two changes within a millisecond, must not make the newer record the older
+                // one: neither of this process's own nor of what another has left in the file.
+                let changed_ms = now_ms().max(self.latest.saturating_add(1));
+                self.latest = changed_ms;
                 self.records.insert(mac, Record { state, changed_ms, identity });
                 true
             }
@@ -290,6 +301,7 @@ impl Inner {
 
     fn merge(&mut self, nodes: BTreeMap<Mac, Record>, states: bool) {
         for (mac, mut record) in nodes {
+            self.latest = self.latest.max(record.changed_ms);
             self.nodes.adopt(mac, &record.identity);
             let newer = self.records.get(&mac).is_none_or(|mine| mine.changed_ms < record.changed_ms);
             let room = self.records.len() < NODE_LIMIT || self.records.contains_key(&mac);
@@ -409,6 +421,27 @@ mod tests {
         service.refresh().unwrap();
         assert_eq!(service.get(mac(8)), NodeState::Installed);
         assert_eq!(service.get(mac(7)), NodeState::Installed);
+    }
+
+    #[test]
+    fn a_deployment_has_the_last_word_when_the_clock_was_set_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nodes.json");
+        let hour_ahead = now_ms() + 3_600_000;
+        let first = everyone();
+        first.keep_in(&path, false).unwrap();
+        first.lock().latest = hour_ahead;
+        first.set(mac(8), NodeState::Failed);
+        first.save().unwrap();
+        let service = everyone();
+        service.keep_in(&path, true).unwrap();
+
+        let second = everyone();
+        second.keep_in(&path, false).unwrap();
+        second.set(mac(8), NodeState::Installed);
+        second.save().unwrap();
+        service.refresh().unwrap();
+        assert_eq!(service.get(mac(8)), NodeState::Installed);
     }
 
     #[test]
