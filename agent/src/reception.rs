@@ -5,6 +5,7 @@ use crate::disk::raw::{Filling, RawPlace};
 use crate::session::{Session, Verdict};
 use anyhow::{Context, Result, bail, ensure};
 use ka_archive::{Observer, UnpackOptions, UnpackSummary, unpack};
+use ka_chain::buffer::Pools;
 use ka_chain::control::Progress;
 use ka_chain::core::relay::Limits;
 use ka_chain::node::{Config, Handle, Node, window_for};
@@ -112,18 +113,22 @@ pub fn receive(
     sink: &Sink,
     on_start: impl FnOnce(),
 ) -> Result<Reception, Broken> {
+    let window = window_for(memory);
+    let pools = Pools::of_node(window);
+    // Meanwhile other nodes are waited for.
+    pools.fill();
     let start = session.wait_start().context("waiting for the wave to begin")?;
     on_start();
     log::info!("wave of {} nodes: this one is number {}", start.nodes, start.me.0);
     let config = Config {
         wave: start.wave,
         me: start.me,
-        limits: Limits { survive: start.survive, window: window_for(memory), history: 0 },
+        limits: Limits { survive: start.survive, window, history: 0 },
         dead_after: Duration::from_millis(u64::from(start.dead_after)),
         signer: start.signer,
     };
     let reporting = Arc::clone(session);
-    let mut node = Node::start(config, listener, Box::new(move |report| reporting.report(report)))
+    let mut node = Node::start(config, pools, listener, Box::new(move |report| reporting.report(report)))
         .context("taking the place in the chain")?;
     let addresses = if start.addresses.is_empty() { vec![session.server] } else { start.addresses };
     node.know(&start.children);

@@ -9,6 +9,8 @@
 //! Sealed bytes and plain ones come from pools of their own: sockets are given the pages of the sealed ones instead of copies
 //! ([`crate::sockets`]), and what is left in one of a link that died may still be sent when its buffer is taken again.
 
+use crate::CHUNK;
+use crate::chunk::TAG;
 use ka_sys::pages::{PAGE, Pages};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,11 +28,38 @@ pub struct Pool {
     total: usize,
 }
 
+/// Bytes of free buffers that a node keeps beside its window, of either kind.
+const NODE_SPARE: usize = 16 * CHUNK;
+/// Bytes of free sealed buffers that the head keeps beyond: what leaves its history comes in bursts, when nodes acknowledge.
+const HEAD_SPARE: usize = 32 << 20;
+/// Bytes of free plain buffers at the head: those between the source and the threads that seal are few.
+const HEAD_PLAIN: usize = 32 * CHUNK;
+
 /// Where sealed bytes and plain ones go: never into each other's buffers, see above.
 #[derive(Clone, Debug)]
-pub(crate) struct Pools {
-    pub sealed: Pool,
-    pub plain: Pool,
+pub struct Pools {
+    pub(crate) sealed: Pool,
+    pub(crate) plain: Pool,
+}
+
+impl Pools {
+    /// What a node with this window needs.
+    #[must_use]
+    pub fn of_node(window: usize) -> Self {
+        Self { sealed: Pool::within(window, NODE_SPARE), plain: Pool::new(NODE_SPARE) }
+    }
+
+    /// What the head needs that holds so many bytes, window and history.
+    #[must_use]
+    pub fn of_head(held: usize) -> Self {
+        Self { sealed: Pool::within(held, HEAD_SPARE), plain: Pool::new(HEAD_PLAIN) }
+    }
+
+    /// Gets the memory for all that these pools keep in any case: better while nodes are waited for than while they wait.
+    pub fn fill(&self) {
+        self.sealed.fill(CHUNK + TAG, self.sealed.total);
+        self.plain.fill(CHUNK, self.plain.keep);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +97,38 @@ impl Pool {
     #[must_use]
     pub fn within(total: usize, keep: usize) -> Self {
         Self { free: Arc::default(), keep, total }
+    }
+
+    /// Adds free buffers of this capacity until all together have `bytes`.
+    fn fill(&self, capacity: usize, bytes: usize) {
+        let size = capacity.div_ceil(STEP).max(1) * STEP;
+        loop {
+            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            if free.bytes + free.used + size > bytes {
+                return;
+            }
+            drop(free);
+            let memory = Pages::new(size);
+            self.put(memory, 0);
+        }
+    }
+
+    /// A buffer of which so many bytes counted as used is free, if it is to be kept.
+    fn put(&self, memory: Pages, used: usize) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.used -= used;
+        let bytes = free.bytes + memory.len();
+        if bytes > self.keep && bytes + free.used > self.total {
+            // Given back to the system without the lock.
+            drop(free);
+            return drop(memory);
+        }
+        let steps = memory.len() / STEP;
+        if free.lists.len() <= steps {
+            free.lists.resize_with(steps + 1, Vec::new);
+        }
+        free.bytes = bytes;
+        free.lists[steps].push(memory);
     }
 
     /// An empty buffer in which `capacity` bytes have room.
@@ -163,20 +224,8 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.used -= memory.len();
-        let bytes = free.bytes + memory.len();
-        if bytes > self.pool.keep && bytes + free.used > self.pool.total {
-            // Given back to the system without the lock.
-            drop(free);
-            return drop(memory);
-        }
-        let steps = memory.len() / STEP;
-        if free.lists.len() <= steps {
-            free.lists.resize_with(steps + 1, Vec::new);
-        }
-        free.bytes = bytes;
-        free.lists[steps].push(memory);
+        let used = memory.len();
+        self.pool.put(memory, used);
     }
 }
 
@@ -222,6 +271,26 @@ mod tests {
         drop(other);
         drop(more);
         assert_eq!(state(), (8, 0));
+    }
+
+    #[test]
+    fn what_is_filled_before_is_what_is_taken_and_no_more_is_kept() {
+        let pools = Pools::of_node(20 * (CHUNK + STEP));
+        pools.fill();
+        let state = || {
+            let free = pools.sealed.free.lock().unwrap();
+            (free.bytes / (CHUNK + STEP), free.used)
+        };
+        assert_eq!(state(), (20, 0));
+        pools.fill();
+        assert_eq!(state(), (20, 0));
+        let taken: Vec<Buffer> = (0..3).map(|_| pools.sealed.take(CHUNK + TAG)).collect();
+        assert_eq!(state(), (17, 3 * (CHUNK + STEP)));
+        pools.fill();
+        assert_eq!(state().0, 17);
+        drop(taken);
+        assert_eq!(state(), (20, 0));
+        assert_eq!(pools.plain.free.lock().unwrap().bytes, NODE_SPARE);
     }
 
     #[test]

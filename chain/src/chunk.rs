@@ -49,6 +49,25 @@ pub struct Header {
 }
 
 impl Header {
+    /// The header of a chunk of `plain` bytes, sealed as `payload` bytes and a tag.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when a chunk may not be so long.
+    pub fn new(
+        kind: Kind,
+        number: u64,
+        compressed: bool,
+        plain: usize,
+        payload: usize,
+    ) -> Result<Self, Error> {
+        let too_long = || Error::Malformed(format!("chunk {number} is too long"));
+        if plain > CHUNK || payload > CHUNK {
+            return Err(too_long());
+        }
+        let length = |n: usize| u32::try_from(n).map_err(|_| too_long());
+        Ok(Self { kind, compressed, number, plain: length(plain)?, sealed: length(payload + TAG)? })
+    }
+
     /// Its form on the wire.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER] {

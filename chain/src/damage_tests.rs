@@ -2,6 +2,7 @@
 //! byte, the copy is asked for once more, and who goes on giving bad ones is taken out, nobody else.
 
 use super::*;
+use crate::buffer::Pool;
 use crate::chunk::{HEADER, Header, Sealed};
 
 /// The chunk that it is done to.

@@ -3,7 +3,7 @@
 //! does is decided by [`crate::core::relay`].
 
 use crate::buffer::{Buffer, Pools};
-use crate::chunk::{Header, Kind, Sealed};
+use crate::chunk::{Kind, Sealed};
 use crate::core::relay::{Answer, Change, Relay};
 use crate::core::waits::Waits;
 use crate::core::wave::Status;
@@ -12,7 +12,7 @@ use crate::link::{self, Dialled, LinkId};
 use crate::node::{Command, Config, Report, Reporter, Shared, Standing, Welcomed};
 use crate::seal::Seal;
 use crate::sign::Checker;
-use crate::sockets::{Child, Parent, Sent};
+use crate::sockets::{Arrived, Child, Parent, Sent, Workshop};
 use crate::stream::{Tally, check_end};
 use crate::{Error, core::HEAD};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -43,8 +43,7 @@ pub(crate) struct Engine {
     config: Config,
     shared: Arc<Shared>,
     relay: Relay,
-    seal: Arc<Seal>,
-    pools: Pools,
+    workshop: Workshop,
     report: Reporter,
     clock: Clock,
     begun: Instant,
@@ -75,8 +74,7 @@ impl Engine {
             config,
             shared,
             relay,
-            seal,
-            pools,
+            workshop: Workshop { seal, pools, hashes: checker.is_some() },
             report,
             clock: Clock::default(),
             begun: Instant::now(),
@@ -417,10 +415,10 @@ impl Engine {
                 return;
             }
             let Some(parent) = &mut self.parent else { return };
-            match parent.read(&self.pools.sealed) {
+            match parent.read(&self.workshop) {
                 Ok(None) => return,
-                Ok(Some((header, bytes))) => {
-                    if let Err(e) = self.take(header, bytes) {
+                Ok(Some(arrived)) => {
+                    if let Err(e) = self.take(arrived) {
                         let reset = self.parent.as_ref().is_some_and(Parent::is_reset);
                         return if reset { self.parent_lost(RESET) } else { self.refuse(&e) };
                     }
@@ -454,16 +452,16 @@ impl Engine {
         }
     }
 
-    /// Opens and checks a chunk, and keeps it.
-    fn take(&mut self, header: Header, bytes: Buffer) -> Result<(), Error> {
-        let next = self.relay.end();
+    /// Checks a chunk, and keeps it.
+    fn take(&mut self, arrived: Arrived) -> Result<(), Error> {
+        let Arrived { chunk, opened, hash } = arrived;
+        let (header, next) = (chunk.header, self.relay.end());
         if header.number != next {
             return Err(Error::Malformed(format!("chunk {} where {next} was next", header.number)));
         }
-        let chunk = Sealed { header, bytes };
-        let opened = self.seal.open(&chunk, &self.pools.plain)?;
+        let opened = opened?;
         if let Some(checker) = &mut self.checker {
-            checker.check(&chunk, &opened)?;
+            checker.check(&header, &hash.ok_or(Error::Forged(next))?, &opened)?;
         } else if header.kind == Kind::List {
             log::debug!("a list of hashes that nobody asked for");
         }

@@ -3,10 +3,10 @@
 //! that the stream was given up; it can never look like a success.
 
 use crate::buffer::{Buffer, Pool, Pools};
-use crate::chunk::{Kind, Sealed};
+use crate::chunk::{Header, Kind, Sealed};
 use crate::core::level::{Chooser, Level, Work};
 use crate::seal::{Seal, Wave};
-use crate::sign::{self, GROUP, Hash, Signer};
+use crate::sign::{GROUP, Hash, Hashing, Signer};
 use crate::store::Store;
 use crate::stream::{EndRecord, Part, Tally};
 use crate::{CHUNK, Error};
@@ -127,11 +127,6 @@ pub struct Feeder {
     finished: bool,
 }
 
-/// Bytes of free sealed buffers that are kept at the head: what leaves the history comes in bursts, when nodes acknowledge.
-const SPARE: usize = 32 << 20;
-/// Bytes of free plain buffers: those between the source and the threads that seal are few.
-const PLAIN_SPARE: usize = 32 * CHUNK;
-
 impl std::fmt::Debug for Feeder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Feeder").field("next", &self.next).finish_non_exhaustive()
@@ -139,18 +134,18 @@ impl std::fmt::Debug for Feeder {
 }
 
 impl Feeder {
-    /// A feeder of `store` with `threads` compressing threads. With a `signer` lists go into the stream.
+    /// A feeder of `store`, from `pools`, with `threads` compressing threads. With a `signer` lists go into the stream.
     #[must_use]
     pub fn new(
         wave: &Wave,
         store: Arc<Store>,
+        pools: Pools,
         signer: Option<Arc<Signer>>,
         compression: Compression,
         threads: usize,
     ) -> Self {
         let seal = Arc::new(Seal::new(wave));
         let threads = threads.clamp(1, 64);
-        let pools = Pools { plain: Pool::new(PLAIN_SPARE), sealed: Pool::new(SPARE) };
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let stubborn = Arc::new(AtomicU32::new(0));
@@ -253,9 +248,8 @@ impl Feeder {
 
     fn push_last(&mut self, mut pusher: Pusher, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
         let number = self.reserve();
-        let sealed = self.seal.seal(kind, number, false, bytes.len(), bytes, &self.pools.sealed)?;
-        let hash = self.signs.then(|| sign::hash(&sealed));
-        pusher.push((sealed, hash))?;
+        let header = Header::new(kind, number, false, bytes.len(), bytes.len())?;
+        pusher.push(make(&self.seal, header, bytes, &self.pools.sealed, self.signs)?)?;
         pusher.flush()
     }
 
@@ -280,6 +274,23 @@ impl Feeder {
         self.pusher.take().ok_or_else(bad)?.join().map_err(|_| bad())?
     }
 
+    /// Where the stream's next bytes go, never empty: what can be read there needs no copy. [`Feeder::filled`] takes them.
+    pub fn space(&mut self) -> &mut [u8] {
+        let room = CHUNK - self.buffer.len();
+        &mut self.buffer.spare()[..room]
+    }
+
+    /// Takes the first `n` bytes of [`Feeder::space`].
+    ///
+    /// # Errors
+    /// When the chain has stopped.
+    pub fn filled(&mut self, n: usize) -> Result<(), Error> {
+        let n = n.min(CHUNK - self.buffer.len());
+        self.buffer.grown(n);
+        self.plain.fetch_add(n as u64, Ordering::Relaxed);
+        if self.buffer.len() == CHUNK { self.dispatch(Kind::Data) } else { Ok(()) }
+    }
+
     fn dispatch(&mut self, kind: Kind) -> Result<(), Error> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -295,12 +306,10 @@ impl Feeder {
 
 impl Write for Feeder {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = bytes.len().min(CHUNK - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..n]);
-        self.plain.fetch_add(n as u64, Ordering::Relaxed);
-        if self.buffer.len() == CHUNK {
-            self.dispatch(Kind::Data)?;
-        }
+        let space = self.space();
+        let n = bytes.len().min(space.len());
+        space[..n].copy_from_slice(&bytes[..n]);
+        self.filled(n)?;
         Ok(n)
     }
 
@@ -333,6 +342,17 @@ impl Packer {
         }
         self.0.as_mut()?.1.as_mut()
     }
+}
+
+/// Seals a chunk, and hashes it when lists are signed.
+fn make(seal: &Seal, header: Header, payload: &[u8], pool: &Pool, signs: bool) -> Result<Made, Error> {
+    let mut hashing = signs.then(Hashing::default);
+    let sealed = seal.seal_pieces(header, payload, pool, |piece| {
+        if let Some(hashing) = &mut hashing {
+            hashing.update(piece);
+        }
+    })?;
+    Ok((sealed, hashing.map(|hashing| hashing.finish(&header))))
 }
 
 fn work(
@@ -368,10 +388,8 @@ fn work(
         let compressed = payload.is_some();
         let payload = payload.unwrap_or(&plain);
         let packed_len = payload.len();
-        let made = seal
-            .seal(kind, number, compressed, len, payload, &pools.sealed)
-            .map(|sealed| (signs.then(|| sign::hash(&sealed)), sealed))
-            .map(|(hash, sealed)| (sealed, hash));
+        let made = Header::new(kind, number, compressed, len, payload.len())
+            .and_then(|header| make(seal, header, payload, &pools.sealed, signs));
         let counted = if kind == Kind::Data { (len, packed_len) } else { (0, 0) };
         dial.worked(begun, counted.0, counted.1);
         // Nobody waits for it any more when the chain has stopped.
@@ -474,7 +492,9 @@ mod tests {
                 assert_eq!(chunk.header.number, number);
                 let opened = seal.open(&chunk, &pool).unwrap();
                 if let Some(checker) = &mut checker {
-                    checker.check(&chunk, &opened).unwrap();
+                    let mut hashing = Hashing::default();
+                    hashing.update(&chunk.bytes);
+                    checker.check(&chunk.header, &hashing.finish(&chunk.header), &opened).unwrap();
                 }
                 let last = matches!(chunk.header.kind, Kind::End | Kind::GivenUp);
                 moving.append(Arc::new(chunk), Some(opened));
@@ -483,7 +503,8 @@ mod tests {
                 }
             }
         });
-        (Feeder::new(&wave, Arc::clone(&store), signer, compression, 3), reader, store)
+        let pools = Pools::of_head(0);
+        (Feeder::new(&wave, Arc::clone(&store), pools, signer, compression, 3), reader, store)
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //! source), are kept as long as [`crate::core::relay`] wants, and go to the children and to the local consumer. One thread
 //! does all of that ([`crate::engine`]); this is how others speak to it.
 
-use crate::buffer::{Pool, Pools};
+use crate::buffer::Pools;
 use crate::core::relay::{Answer, Limits};
 use crate::core::waits::Waits;
 use crate::core::wave::Status;
@@ -31,9 +31,6 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(50);
 /// How soon the thread that accepts children sees that the node was stopped.
 const STOPPED: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-
-/// Bytes of free buffers that are kept beside the window, of either kind.
-const SPARE: usize = 16 * CHUNK;
 
 /// The largest window that a node with `memory` bytes of RAM should have: a sixteenth, at least 8 chunks, at most 64 MiB.
 #[must_use]
@@ -319,13 +316,17 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node that takes the stream, passes it on, and consumes it. Children come on `listener`. What happens to the stream
+    /// A node that takes the stream into `pools`, passes it on, and consumes it. Children come on `listener`. What happens to the stream
     /// shows in [`Handle::wait_end`].
     ///
     /// # Errors
     /// When threads, descriptors or zstd cannot be set up.
-    pub fn start(config: Config, listener: TcpListener, report: Reporter) -> Result<Self, Error> {
-        let pools = Pools { sealed: Pool::within(config.limits.window, SPARE), plain: Pool::new(SPARE) };
+    pub fn start(
+        config: Config,
+        pools: Pools,
+        listener: TcpListener,
+        report: Reporter,
+    ) -> Result<Self, Error> {
         let store = Store::new()?;
         let seal = Arc::new(Seal::new(&config.wave));
         let reader = StreamReader::new(Cursor::new(&store), Arc::clone(&seal), pools.plain.clone())?;
@@ -346,7 +347,7 @@ impl Node {
     pub fn head(config: Config, report: Reporter) -> Result<Self, Error> {
         let seal = Arc::new(Seal::new(&config.wave));
         // Its chunks come from the source, in buffers of the source's own pools.
-        let pools = Pools { sealed: Pool::new(0), plain: Pool::new(0) };
+        let pools = Pools::of_head(0);
         Self::spawn(Config { me: HEAD, ..config }, Store::new()?, seal, pools, report)
     }
 

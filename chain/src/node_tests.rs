@@ -71,7 +71,10 @@ fn lab_with(count: u32, arity: usize, detours: impl FnOnce(&Wave, &[SocketAddr])
     let nodes: Vec<Option<Node>> = sockets
         .into_iter()
         .zip(1..)
-        .map(|(socket, n)| Some(Node::start(config(n), socket, reporter(n)).unwrap()))
+        .map(|(socket, n)| {
+            let pools = Pools::of_node(config(n).limits.window);
+            Some(Node::start(config(n), pools, socket, reporter(n)).unwrap())
+        })
         .collect();
     let mut handles: BTreeMap<NodeId, Handle> = BTreeMap::from([(HEAD, head.handle())]);
     for (node, n) in nodes.iter().flatten().zip(1..) {
@@ -127,7 +130,8 @@ fn lab_with(count: u32, arity: usize, detours: impl FnOnce(&Wave, &[SocketAddr])
             };
         }
     });
-    let feeder = Feeder::new(&key, Arc::clone(head.store()), Some(Arc::new(signer)), Compression::Off, 2);
+    let (store, signer) = (Arc::clone(head.store()), Some(Arc::new(signer)));
+    let feeder = Feeder::new(&key, store, Pools::of_head(0), signer, Compression::Off, 2);
     Lab { feeder, head, nodes, addresses, events, server: Some(server) }
 }
 
@@ -221,7 +225,7 @@ fn survivors_of_deaths_anywhere_get_every_byte() {
 /// A feeder of nothing.
 fn spare() -> Feeder {
     let wave = Wave::new([0; 16], 1).unwrap();
-    Feeder::new(&wave, Store::new().unwrap(), None, Compression::Off, 1)
+    Feeder::new(&wave, Store::new().unwrap(), Pools::of_head(0), None, Compression::Off, 1)
 }
 
 #[test]

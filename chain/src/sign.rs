@@ -2,12 +2,13 @@
 //! every [`GROUP`] chunks goes a list of their hashes, signed with the server's Ed25519 key of the wave, whose public half
 //! every node has from its control session. The end record is in a group like any other chunk, so it is signed too.
 //!
-//! A list is the payload of a chunk of its own kind: 64 bytes of signature, then the BLAKE3 (32 bytes) of header and sealed
-//! bytes of each chunk that follows, up to the next list. What is signed: `Ka list 1`, deployment, wave, number of the
-//! list's chunk (little endian), hashes.
+//! A list is the payload of a chunk of its own kind: 64 bytes of signature, then a hash (32 bytes) for each chunk that follows, up
+//! to the next list: the BLAKE3 of its header and the BLAKE3 of its sealed bytes, which begin on a boundary of their
+//! own that way, as BLAKE3 likes it. What is signed: `Ka list 2`, deployment, wave, number of the list's chunk (little
+//! endian), hashes.
 
 use crate::Error;
-use crate::chunk::{Kind, Sealed};
+use crate::chunk::{Header, Kind};
 use crate::seal::Wave;
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -23,14 +24,26 @@ pub type PublicKey = [u8; 32];
 /// Stands for one sealed chunk.
 pub type Hash = [u8; HASH];
 
-/// Hashes a chunk as it travels.
-#[must_use]
-pub fn hash(chunk: &Sealed) -> Hash {
-    *blake3::Hasher::new().update(&chunk.header.to_bytes()).update(&chunk.bytes).finalize().as_bytes()
+/// Hashes a chunk as it travels, piece by piece.
+#[derive(Debug, Default)]
+pub struct Hashing(blake3::Hasher);
+
+impl Hashing {
+    /// Takes the sealed bytes that come next, the tag at the end.
+    pub fn update(&mut self, sealed: &[u8]) {
+        self.0.update(sealed);
+    }
+
+    /// The hash of all of them and the header.
+    #[must_use]
+    pub fn finish(self, header: &Header) -> Hash {
+        let sealed = self.0.finalize();
+        *blake3::Hasher::new().update(&header.to_bytes()).update(sealed.as_bytes()).finalize().as_bytes()
+    }
 }
 
 fn message(wave: &Wave, number: u64, hashes: &[u8]) -> Vec<u8> {
-    let mut text = b"Ka list 1".to_vec();
+    let mut text = b"Ka list 2".to_vec();
     text.extend_from_slice(&wave.deployment);
     text.extend_from_slice(&wave.number.to_le_bytes());
     text.extend_from_slice(&number.to_le_bytes());
@@ -101,14 +114,14 @@ impl Checker {
         Self { key, wave: wave.clone(), expected: VecDeque::new() }
     }
 
-    /// Takes the stream's next chunk, `opened` its plain payload.
+    /// Takes the stream's next chunk: its hash, and `opened`, its plain payload.
     ///
     /// # Errors
     /// [`Error::Forged`] when a list is not signed by the server, or the chunk is not the one that the list names.
-    pub fn check(&mut self, chunk: &Sealed, opened: &[u8]) -> Result<(), Error> {
-        let number = chunk.header.number;
+    pub fn check(&mut self, header: &Header, hash: &Hash, opened: &[u8]) -> Result<(), Error> {
+        let number = header.number;
         let forged = || Error::Forged(number);
-        if chunk.header.kind == Kind::List {
+        if header.kind == Kind::List {
             let (signature, hashes) = opened.split_at_checked(SIGNATURE).ok_or_else(forged)?;
             if !self.expected.is_empty()
                 || hashes.is_empty()
@@ -124,7 +137,7 @@ impl Checker {
             return Ok(());
         }
         match self.expected.front() {
-            Some(expected) if *expected == hash(chunk) => {
+            Some(expected) if expected == hash => {
                 // Only what has passed is forgotten: the same chunk may come again over another link.
                 self.expected.pop_front();
                 Ok(())
@@ -138,10 +151,38 @@ impl Checker {
 mod tests {
     use super::*;
     use crate::buffer::Pool;
+    use crate::chunk::Sealed;
     use crate::seal::Seal;
 
     fn chunk(seal: &Seal, kind: Kind, number: u64, bytes: &[u8]) -> Sealed {
         seal.seal(kind, number, false, bytes.len(), bytes, &Pool::new(0)).unwrap()
+    }
+
+    fn hash(chunk: &Sealed) -> Hash {
+        let mut hashing = Hashing::default();
+        hashing.update(&chunk.bytes);
+        hashing.finish(&chunk.header)
+    }
+
+    fn check(checker: &mut Checker, chunk: &Sealed, opened: &[u8]) -> Result<(), Error> {
+        checker.check(&chunk.header, &hash(chunk), opened)
+    }
+
+    #[test]
+    fn a_hash_stands_for_the_header_and_the_bytes_however_they_come() {
+        let header = Header::new(Kind::Data, 5, false, 70_000, 70_000).unwrap();
+        let bytes: Vec<u8> = (0..70_016u32).map(|n| (n / 3) as u8).collect();
+        let in_pieces = |size: usize, header: &Header, bytes: &[u8]| {
+            let mut hashing = Hashing::default();
+            bytes.chunks(size).for_each(|piece| hashing.update(piece));
+            hashing.finish(header)
+        };
+        let whole = in_pieces(usize::MAX, &header, &bytes);
+        assert!([1000, 1024, 16_384, 65_536].iter().all(|size| in_pieces(*size, &header, &bytes) == whole));
+        assert_ne!(in_pieces(usize::MAX, &Header { number: 6, ..header }, &bytes), whole);
+        let mut other = bytes;
+        other[69_999] ^= 1;
+        assert_ne!(in_pieces(usize::MAX, &header, &other), whole);
     }
 
     #[test]
@@ -153,17 +194,17 @@ mod tests {
         let payload = signer.list(0, &hashes);
         let list = chunk(&seal, Kind::List, 0, &payload);
         let mut checker = Checker::new(signer.public(), &wave);
-        assert!(checker.check(&chunks[0], b"a").is_err(), "no list yet");
-        checker.check(&list, &payload).unwrap();
-        checker.check(&chunks[0], b"a").unwrap();
+        assert!(check(&mut checker, &chunks[0], b"a").is_err(), "no list yet");
+        check(&mut checker, &list, &payload).unwrap();
+        check(&mut checker, &chunks[0], b"a").unwrap();
         let forged = chunk(&seal, Kind::End, 2, b"x");
-        assert!(matches!(checker.check(&forged, b"x"), Err(Error::Forged(2))));
-        checker.check(&chunks[1], b"b").unwrap();
+        assert!(matches!(check(&mut checker, &forged, b"x"), Err(Error::Forged(2))));
+        check(&mut checker, &chunks[1], b"b").unwrap();
         // A list of one's own, a list of another place, a list that is cut.
         let own = Signer::new(&wave).unwrap().list(3, &hashes);
         for payload in [&own[..], &payload[..], &payload[..63], &payload[..64], &payload[..95], &[]] {
             let list = chunk(&seal, Kind::List, 3, payload);
-            assert!(checker.check(&list, payload).is_err());
+            assert!(check(&mut checker, &list, payload).is_err());
         }
     }
 }

@@ -7,11 +7,13 @@
 //! had still to send; else a child that lives could be sent the next chunk of that buffer in the place of the first, and take it for
 //! damage. It could never be sent more than sealed bytes: plain ones have buffers of their own.
 
-use crate::buffer::{Buffer, Pool};
-use crate::chunk::{HEADER, Header, Sealed};
+use crate::buffer::{Buffer, Pools};
+use crate::chunk::{HEADER, Header, Sealed, TAG};
 use crate::core::{Acknowledgement, NodeId, Time};
 use crate::link::{self, LinkId};
 use crate::noise::link::LinkSession;
+use crate::seal::{Opening, PIECE, Seal};
+use crate::sign::{Hash, Hashing};
 use crate::{CHUNK, Error};
 use ka_sys::pages::{self, Giver};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,6 +27,71 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What has come is opened in multiples of these bytes, which BLAKE3 hashes side by side.
+const STRIDE: usize = 16 << 10;
+
+/// What whole chunks are made with.
+pub(crate) struct Workshop {
+    pub seal: Arc<Seal>,
+    pub pools: Pools,
+    /// Whether chunks are to be hashed.
+    pub hashes: bool,
+}
+
+/// A chunk that has come whole.
+pub(crate) struct Arrived {
+    pub chunk: Sealed,
+    /// Its plain payload, or why there is none.
+    pub opened: Result<Buffer, Error>,
+    pub hash: Option<Hash>,
+}
+
+/// A chunk that is coming. What has come of it is opened and hashed piece by piece, each while it is in the cache. (It is read
+/// as it comes: to read it in pieces, too, costs more than the warmer cache gives back.)
+struct Body {
+    header: Header,
+    bytes: Buffer,
+    opening: Opening,
+    hashing: Option<Hashing>,
+    /// Bytes that were opened and hashed.
+    done: usize,
+}
+
+impl Body {
+    fn new(header: Header, workshop: &Workshop) -> Self {
+        let bytes = workshop.pools.sealed.take_sized(header.sealed as usize);
+        let opening = workshop.seal.begin(&header, &workshop.pools.plain);
+        Self { header, bytes, opening, hashing: workshop.hashes.then(Hashing::default), done: 0 }
+    }
+
+    /// So many bytes have come.
+    fn came(&mut self, got: usize) -> Result<(), Error> {
+        let sealed = self.bytes.len() - TAG;
+        let ready = if got < sealed { got / STRIDE * STRIDE } else { sealed };
+        if ready > self.done {
+            for piece in self.bytes[self.done..ready].chunks(PIECE) {
+                self.opening.update(piece)?;
+                if let Some(hashing) = &mut self.hashing {
+                    hashing.update(piece);
+                }
+            }
+            self.done = ready;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Arrived {
+        let Self { header, bytes, opening, mut hashing, .. } = self;
+        let tag = bytes.last_chunk::<TAG>();
+        let opened = tag.ok_or(Error::Seal(header.number)).and_then(|tag| opening.finish(tag));
+        if let (Some(tag), Some(hashing)) = (tag, &mut hashing) {
+            hashing.update(tag);
+        }
+        let hash = hashing.map(|hashing| hashing.finish(&header));
+        Arrived { chunk: Sealed { header, bytes }, opened, hash }
+    }
+}
+
 /// The connection to the parent.
 pub(crate) struct Parent {
     pub link: LinkId,
@@ -32,7 +99,7 @@ pub(crate) struct Parent {
     header: [u8; HEADER],
     /// Bytes of the header, then of the body, that have come.
     got: usize,
-    body: Option<(Header, Buffer)>,
+    body: Option<Body>,
     session: Box<LinkSession>,
     out: Vec<u8>,
 }
@@ -47,13 +114,13 @@ impl Parent {
     }
 
     /// The next whole chunk; none when the rest of it has not come yet.
-    pub(crate) fn read(&mut self, pool: &Pool) -> Result<Option<(Header, Buffer)>, Error> {
+    pub(crate) fn read(&mut self, workshop: &Workshop) -> Result<Option<Arrived>, Error> {
         loop {
             let read = match &mut self.body {
                 None => (&self.stream).read(&mut self.header[self.got..]),
                 // The next header comes with the body, for one system call less; `got` goes on into it.
-                Some((_, body)) => {
-                    let rest = &mut body[self.got..];
+                Some(body) => {
+                    let rest = &mut body.bytes[self.got..];
                     let slices = &mut [IoSliceMut::new(rest), IoSliceMut::new(&mut self.header)];
                     (&self.stream).read_vectored(slices)
                 }
@@ -66,24 +133,24 @@ impl Parent {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(Error::io("reading from the parent")(e)),
             }
-            let whole = match &self.body {
-                Some((_, body)) if self.got >= body.len() => self.body.take(),
-                _ => None,
-            };
-            if let Some((header, body)) = whole {
-                self.got -= body.len();
-                self.begin_body(pool)?;
-                return Ok(Some((header, body)));
+            if let Some(body) = &mut self.body {
+                body.came(self.got)?;
             }
-            self.begin_body(pool)?;
+            if let Some(body) = self.body.take_if(|body| self.got >= body.bytes.len()) {
+                self.got -= body.bytes.len();
+                let arrived = body.finish();
+                self.begin_body(workshop)?;
+                return Ok(Some(arrived));
+            }
+            self.begin_body(workshop)?;
         }
     }
 
     /// When a header is whole, its body is next.
-    fn begin_body(&mut self, pool: &Pool) -> Result<(), Error> {
+    fn begin_body(&mut self, workshop: &Workshop) -> Result<(), Error> {
         if self.body.is_none() && self.got == HEADER {
             let header = Header::from_bytes(&self.header).map_err(|e| Error::Header(e.to_string()))?;
-            self.body = Some((header, pool.take_sized(header.sealed as usize)));
+            self.body = Some(Body::new(header, workshop));
             self.got = 0;
         }
         Ok(())
@@ -353,6 +420,7 @@ impl Child {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::Pool;
     use crate::chunk::Kind;
     use crate::noise::link::{Begun, LinkSecret};
     use std::net::TcpListener;

@@ -27,7 +27,8 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// `len` bytes. Pages come when they are first written to.
+    /// `len` bytes. Their pages are there from the beginning: one by one, when they are first written to, they would cost several
+    /// times as much.
     ///
     /// Ends the program when the kernel has no more, as `Vec` does.
     #[must_use]
@@ -36,7 +37,8 @@ impl Pages {
         if len == 0 {
             return Self(None);
         }
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        let (protection, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::POPULATE);
         // SAFETY: a new private mapping where the kernel wants it touches nothing that is there.
         let mapped = unsafe { mmap_anonymous(null_mut(), len, protection, flags) };
         match mapped.ok().and_then(|start| NonNull::new(start.cast())) {

@@ -31,6 +31,7 @@ use command::{DeployArgs, Settings};
 use display::Display;
 use golden::Plan;
 use ka_archive::manifest::{ManifestError, Written};
+use ka_chain::buffer::Pools;
 use ka_chain::control::{Registration, ToNode, ToServer};
 use ka_chain::core::HEAD;
 use ka_chain::core::relay::Limits;
@@ -120,6 +121,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         .ok();
     let linger = settings.linger;
     let deadline = settings.deadline.map(|d| Instant::now() + d);
+    let pools = Pools::of_head(settings.window + settings.history);
     let mut run = Run {
         args,
         plan,
@@ -135,6 +137,7 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         head: None,
         reports: sync_channel(QUEUE),
         feeding: None,
+        pools: pools.clone(),
         plain: Arc::default(),
         dial: None,
         current: Current::default(),
@@ -143,6 +146,8 @@ pub fn run(args: &DeployArgs) -> Result<Exit> {
         connections: BTreeMap::new(),
     };
     run.deployment.speeds = ka_sys::speed::speeds();
+    // While nodes are waited for.
+    std::thread::spawn(move || pools.fill());
     let ended = run.until_over(&incoming, &mut display, interrupted, deadline);
     let exit = run.finish(&mut display, ended)?;
     if matches!(exit, Exit::Done | Exit::SomeNodesFailed) {
@@ -176,6 +181,8 @@ struct Run<'a> {
     /// What the head reports.
     reports: (SyncSender<Report>, Receiver<Report>),
     feeding: Option<Receiver<Result<Sent>>>,
+    /// Memory for what the head holds, of all waves.
+    pools: Pools,
     plain: Arc<AtomicU64>,
     /// How hard the wave's source is compressed.
     dial: Option<Arc<Dial>>,
@@ -414,7 +421,8 @@ impl Run<'_> {
         let head = Node::head(config, Box::new(report)).context("setting up the head of the chain")?;
         self.hub.feed(Some(head.handle()));
         let store = Arc::clone(head.store());
-        let feeder = Feeder::new(wave, store, signer, self.settings.compression, self.threads);
+        let pools = self.pools.clone();
+        let feeder = Feeder::new(wave, store, pools, signer, self.settings.compression, self.threads);
         self.head = Some(head);
         self.plain = feeder.counter();
         self.dial = Some(feeder.dial());

@@ -8,16 +8,13 @@ use ka_archive::{Observer, PackOptions, PackSummary, pack};
 use ka_chain::feed::Feeder;
 use ka_chain::stream::{EndRecord, Part, PartKind};
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes read at a time from a command or a file: a chunk's worth.
-const COPY: usize = 256 << 10;
 
 /// Where the stream comes from.
 #[derive(Debug, Clone)]
@@ -164,29 +161,45 @@ pub fn feed(source: &Source, mut feeder: Feeder, current: Current, manifest: Opt
     }
 }
 
-fn copy_file(path: &Path, out: &mut impl Write) -> Result<()> {
+/// What a source is read into.
+trait Space {
+    /// Where its next bytes go; never empty.
+    fn space(&mut self) -> &mut [u8];
+    /// So many of them have come.
+    fn filled(&mut self, n: usize) -> Result<()>;
+}
+
+impl Space for Feeder {
+    fn space(&mut self) -> &mut [u8] {
+        self.space()
+    }
+    fn filled(&mut self, n: usize) -> Result<()> {
+        self.filled(n).context("writing to the chain")
+    }
+}
+
+fn copy_file(path: &Path, out: &mut impl Space) -> Result<()> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     copy(&mut file, out).with_context(|| format!("sending {}", path.display()))
 }
 
-fn copy_input(input: &Input, file: File, out: &mut impl Write) -> Result<()> {
+fn copy_input(input: &Input, file: File, out: &mut impl Space) -> Result<()> {
     input.reader(file).and_then(|mut reader| copy(&mut reader, out)).context("sending standard input")
 }
 
-/// Copies to the end through one buffer that stays in the cache.
-fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<()> {
-    let mut buffer = vec![0; COPY];
+/// Reads to the end.
+fn copy(from: &mut impl Read, to: &mut impl Space) -> Result<()> {
     loop {
-        match from.read(&mut buffer) {
+        match from.read(to.space()) {
             Ok(0) => return Ok(()),
-            Ok(n) => to.write_all(&buffer[..n]).context("writing to the chain")?,
+            Ok(n) => to.filled(n)?,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e).context("reading"),
         }
     }
 }
 
-fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
+fn copy_command(command: &str, out: &mut impl Space) -> Result<()> {
     let mut child = Command::new("sh")
         .args(["-c", command])
         .stdin(Stdio::null())
@@ -216,7 +229,24 @@ fn copy_command(command: &str, out: &mut impl Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::SeekFrom;
+    use std::io::{SeekFrom, Write};
+
+    /// Takes a few bytes at a time.
+    #[derive(Default)]
+    struct Out {
+        space: [u8; 32],
+        bytes: Vec<u8>,
+    }
+
+    impl Space for Out {
+        fn space(&mut self) -> &mut [u8] {
+            &mut self.space
+        }
+        fn filled(&mut self, n: usize) -> Result<()> {
+            self.bytes.extend_from_slice(&self.space[..n]);
+            Ok(())
+        }
+    }
 
     #[test]
     fn another_wave_gets_standard_input_from_where_the_first_began() {
@@ -225,10 +255,10 @@ mod tests {
         file.seek(SeekFrom::Start(21)).unwrap();
         let input = Input::default();
         for wave in 1..=3 {
-            let mut out = Vec::new();
+            let mut out = Out::default();
             // Each wave has a descriptor of its own, and all share one offset.
             copy_input(&input.clone(), file.try_clone().unwrap(), &mut out).unwrap();
-            assert_eq!(out, b"the stream", "wave {wave}");
+            assert_eq!(out.bytes, b"the stream", "wave {wave}");
         }
     }
 
@@ -255,23 +285,23 @@ mod tests {
         writer.write_all(b"the stream").unwrap();
         drop(writer);
         let file = File::from(std::os::fd::OwnedFd::from(reader));
-        let (input, mut out) = (Input::default(), Vec::new());
+        let (input, mut out) = (Input::default(), Out::default());
         copy_input(&input, file.try_clone().unwrap(), &mut out).unwrap();
-        assert_eq!(out, b"the stream");
+        assert_eq!(out.bytes, b"the stream");
         let error = format!("{:#}", copy_input(&input, file, &mut out).unwrap_err());
         assert!(error.starts_with("sending standard input: a wave before this one has read it"), "{error}");
-        assert_eq!(out.len(), 10);
+        assert_eq!(out.bytes.len(), 10);
     }
 
     #[test]
     fn a_command_that_fails_after_its_output_is_a_failure() {
-        let mut out = Vec::new();
+        let mut out = Out::default();
         let error = copy_command("echo data; exit 3", &mut out).unwrap_err().to_string();
         assert_eq!(error, "the source command `echo data; exit 3` ended with exit status 3");
-        assert_eq!(out, b"data\n");
-        let error = copy_command("echo data; kill -9 $$", &mut Vec::new()).unwrap_err().to_string();
+        assert_eq!(out.bytes, b"data\n");
+        let error = copy_command("echo data; kill -9 $$", &mut Out::default()).unwrap_err().to_string();
         assert!(error.ends_with("ended with signal 9"), "{error}");
-        copy_command("echo data", &mut Vec::new()).unwrap();
+        copy_command("echo data", &mut Out::default()).unwrap();
     }
 
     #[test]
@@ -280,9 +310,9 @@ mod tests {
         let path = folder.path().join("stream");
         let bytes: Vec<u8> = (0..600_000u32).map(|n| n.to_le_bytes()[1]).collect();
         std::fs::write(&path, &bytes).unwrap();
-        let mut out = Vec::new();
+        let mut out = Out::default();
         copy_file(&path, &mut out).unwrap();
-        assert!(out == bytes);
+        assert!(out.bytes == bytes);
         let error = copy_file(&folder.path().join("none"), &mut out).unwrap_err();
         assert!(format!("{error:#}").contains("none: No such file"), "{error:#}");
     }
